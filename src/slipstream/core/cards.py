@@ -1,0 +1,116 @@
+"""What each mixer says of itself, read from its file without running it (so that `slipstream list` needs no torch).
+
+A mixer file is found by walking slipstream/mixers and the entry-point group `slipstream.mixers` of other packages.
+Names are those of a file's class line: `class X(Mixer, name="x", family="delta")`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from slipstream.core.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Card:
+    """One mixer as its file states it. fields: Config field -> (type, default or "", comment)."""
+
+    name: str
+    family: str
+    class_name: str
+    module: str
+    path: Path
+    title: str
+    equation: str
+    paper: str
+    use_when: str
+    train_order: str
+    decode_order: str
+    grows: bool
+    windowed: bool
+    fields: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    @property
+    def state_growth(self) -> str:
+        """How the memory of one sequence grows with its length."""
+        if self.family == "feedforward":
+            return "none"
+        return "grows" if self.grows else "window" if self.windowed else "constant"
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Every mixer there is, by name. Raises InputError when two files declare the same name."""
+    found: dict[str, Card] = {}
+    for module, path in _files():
+        for card in _read(module, path):
+            if card.name in found:
+                raise InputError(f"mixer {card.name!r} is declared twice: {found[card.name].path} and {card.path}")
+            found[card.name] = card
+    return dict(sorted(found.items(), key=lambda item: (item[1].family, item[0])))
+
+
+def card(name: str) -> Card:
+    """The card of one mixer. Raises InputError with the nearest names."""
+    if name not in cards():
+        raise InputError(f"no mixer is called {name!r}; {nearest(name, cards())}")
+    return cards()[name]
+
+
+def _files() -> list[tuple[str, Path]]:
+    root = Path(__file__).parent.parent
+    own = [(_module_name(p, root), p) for p in sorted((root / "mixers").rglob("*.py")) if p.name != "__init__.py"]
+    others = [(e.module, Path(spec.origin)) for e in entry_points(group="slipstream.mixers")
+              if (spec := importlib.util.find_spec(e.module)) and spec.origin]
+    return own + others
+
+
+def _module_name(path: Path, root: Path) -> str:
+    return ".".join(("slipstream", *path.relative_to(root).with_suffix("").parts))
+
+
+def _read(module: str, path: Path) -> list[Card]:
+    source = path.read_text(encoding="utf-8")
+    if "Mixer" not in source:
+        return []
+    tree = ast.parse(source, str(path))
+    title, equation = _docstring(ast.get_docstring(tree) or "")
+    return [_card(node, source, module, path, title, equation)
+            for node in tree.body if isinstance(node, ast.ClassDef) and any(k.arg == "name" for k in node.keywords)]
+
+
+def _card(node: ast.ClassDef, source: str, module: str, path: Path, title: str, equation: str) -> Card:
+    keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+    facts = {t.id: a.value.value for a in node.body if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant)
+             for t in a.targets if isinstance(t, ast.Name)}
+    text = ast.get_source_segment(source, node) or ""
+    return Card(
+        name=keywords["name"], family=keywords.get("family", ""), class_name=node.name, module=module, path=path,
+        title=title, equation=equation, paper=facts.get("paper", ""), use_when=facts.get("use_when", ""),
+        train_order=facts.get("train_order", "T"), decode_order=facts.get("decode_order", "1"),
+        grows="grows=True" in text, windowed="window" in text and "grows=True" not in text,
+        fields=_fields(node, source.splitlines()),
+    )
+
+
+def _docstring(text: str) -> tuple[str, str]:
+    """A mixer file's first line, and its indented block: the equation."""
+    title, _, rest = text.partition("\n")
+    equation = [line for line in rest.splitlines() if line.startswith("    ") or not line.strip()]
+    return title.rstrip("."), "\n".join(equation).strip("\n")
+
+
+def _fields(node: ast.ClassDef, lines: list[str]) -> dict[str, tuple[str, str, str]]:
+    config = next((n for n in node.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+    found = {"d_model": ("int", "", "width of the residual stream")}
+    for item in config.body if config else []:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            default = ast.unparse(item.value) if item.value else ""
+            comment = lines[item.lineno - 1].partition("#")[2].strip()
+            found[item.target.id] = (ast.unparse(item.annotation), default, comment)
+    return found

@@ -1,0 +1,16 @@
+"""What a computation costs: floating-point operations of its matrix products, and bytes that must move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: a multiply-add counts 2, matrix products only (as torch's FlopCounterMode); bytes: weights and state moved once."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)

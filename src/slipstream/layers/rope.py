@@ -1,0 +1,21 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864, eq. 34): q and k turned by angles that grow with the position."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def rope(x: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"], base: float = 10000.0) -> Float[Tensor, "B T H K"]:
+    """Rotate pairs (i, i + K/2) by positions * base^(-2i/K): the half-split layout of Hugging Face checkpoints.
+
+    Angles are computed in float32 at least; K must be even.
+    """
+    half = x.shape[-1] // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    inverse = base ** -(torch.arange(half, device=x.device, dtype=wide) / half)
+    angle = positions[..., None, None].to(wide) * inverse
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

@@ -1,0 +1,1 @@
+"""Delta rule: what is written first erases."""

@@ -1,0 +1,1 @@
+"""Per-token networks: mixers without a state."""

@@ -1,0 +1,1 @@
+"""Linear attention: a matrix state that only decays."""
