@@ -80,11 +80,11 @@ def _read(module: str, path: Path) -> list[Card]:
         return []
     tree = ast.parse(source, str(path))
     title, equation = _docstring(ast.get_docstring(tree) or "")
-    return [_card(node, source, module, path, title, equation)
+    return [_card(node, tree, source, module, path, title, equation)
             for node in tree.body if isinstance(node, ast.ClassDef) and any(k.arg == "name" for k in node.keywords)]
 
 
-def _card(node: ast.ClassDef, source: str, module: str, path: Path, title: str, equation: str) -> Card:
+def _card(node: ast.ClassDef, tree: ast.Module, source: str, module: str, path: Path, title: str, equation: str) -> Card:
     keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
     facts = {t.id: a.value.value for a in node.body if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant)
              for t in a.targets if isinstance(t, ast.Name)}
@@ -94,7 +94,7 @@ def _card(node: ast.ClassDef, source: str, module: str, path: Path, title: str, 
         title=title, equation=equation, paper=facts.get("paper", ""), use_when=facts.get("use_when", ""),
         train_order=facts.get("train_order", "T"), decode_order=facts.get("decode_order", "1"),
         grows="grows=True" in text, windowed="window" in text and "grows=True" not in text,
-        fields=_fields(node, source.splitlines()),
+        fields=_fields(node, tree, source),
     )
 
 
@@ -105,12 +105,38 @@ def _docstring(text: str) -> tuple[str, str]:
     return title.rstrip("."), "\n".join(equation).strip("\n")
 
 
-def _fields(node: ast.ClassDef, lines: list[str]) -> dict[str, tuple[str, str, str]]:
+def _fields(node: ast.ClassDef, tree: ast.Module, source: str) -> dict[str, tuple[str, str, str]]:
     config = next((n for n in node.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
-    found = {"d_model": ("int", "", "width of the residual stream")}
-    for item in config.body if config else []:
+    own = _annotated(config, source) if config else {}
+    for base in config.bases if config else []:
+        if isinstance(base, ast.Name):
+            own = _inherited(base.id, tree) | own
+    return {"d_model": ("int", "", "width of the residual stream")} | own
+
+
+def _inherited(name: str, tree: ast.Module) -> dict[str, tuple[str, str, str]]:
+    """Fields of a settings class that the file imports from a slipstream module."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
+            spec = importlib.util.find_spec(node.module)
+            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+            classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
+            return {k: v for c in classes for k, v in _annotated(c, source).items() if k != "d_model"}
+    return {}
+
+
+def _annotated(node: ast.ClassDef, source: str) -> dict[str, tuple[str, str, str]]:
+    """name: type = default  # comment"""
+    lines, found = source.splitlines(), {}
+    for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            default = ast.unparse(item.value) if item.value else ""
             comment = lines[item.lineno - 1].partition("#")[2].strip()
-            found[item.target.id] = (ast.unparse(item.annotation), default, comment)
+            found[item.target.id] = (ast.unparse(item.annotation), _default(item.value), comment)
     return found
+
+
+def _default(value: ast.expr | None) -> str:
+    """The default as written; of Field(default, ...), its first argument."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field" and value.args:
+        value = value.args[0]
+    return ast.unparse(value) if value else ""

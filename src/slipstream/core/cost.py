@@ -10,7 +10,7 @@ class Cost:
     """flops: a multiply-add counts 2, matrix products only (as torch's FlopCounterMode); bytes: weights and state moved once."""
 
     flops: float
-    bytes: float
+    bytes: int
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)

@@ -1,0 +1,56 @@
+r"""Sliding-window softmax attention: every token sees the last `window` tokens, itself included.
+
+    o_t = sum_{t-W < s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
+
+Memory is the last W-1 keys and values, whatever the length; a fact further back than the window times the number of such
+layers is out of reach. As Mistral: position i sees j with i - j < W.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from slipstream.core.mixer import Mixer, Mode
+from slipstream.core.state import Slot, State
+from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.ops.attention import attention_flops, window_attention
+from slipstream.ops.attention import reference as softmax_reference
+from slipstream.ops.valid import last_tokens, zero_padding
+
+
+class SlidingWindow(Mixer, name="sliding_window", family="attention"):
+    paper = "Beltagy et al. 2020, arXiv:2004.05150, sec. 3.1; as in Mistral 7B, Jiang et al. 2023, arXiv:2310.06825, sec. 2"
+    use_when = "what matters is nearby, must be exact, and memory must not grow with the text"
+    symbols = {"W": "window", "Q": "q", "K": "k", "V": "v"}
+    oracle = "transformers MistralForCausalLM, tests/oracles/test_attention_oracles.py"
+
+    class Config(GroupedConfig):
+        window: int = Field(256, ge=1)  # tokens seen, the current one included
+
+    tiny = Config(d_model=16, n_heads=4, n_kv_heads=2, window=5)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.qkv, self.window = GroupedQKV(config), config.window
+        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def slots(self) -> dict[str, Slot]:
+        dims = (self.window - 1, self.qkv.n_kv_heads, self.qkv.head_dim)
+        return {"k": Slot(dims, dtype=None), "v": Slot(dims, dtype=None), **self.qkv.slots()}
+
+    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
+        q, k, v, convs = self.qkv(x, state, lengths)
+        k, v = (torch.cat([state[n], zero_padding(new, lengths)], 1) for n, new in (("k", k), ("v", v)))
+        y = self.o_proj(window_attention(q, k, v, state.length, self.window).flatten(2))
+        k, v = (last_tokens(line, self.window - 1, lengths) for line in (k, v))
+        return y, state.advance(x.shape[1] if lengths is None else lengths, k=k, v=v, **convs)
+
+    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        q, k, v = self.qkv.reference(x)
+        return self.o_proj(softmax_reference(q, k, v, window=self.window).flatten(2))
+
+    def op_flops(self, T: int, B: int, mode: Mode) -> float:
+        return attention_flops(T, B, self.qkv.n_heads, self.qkv.head_dim, mode, self.window)

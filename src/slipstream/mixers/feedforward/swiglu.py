@@ -1,0 +1,41 @@
+r"""SwiGLU: a gated feed-forward, each token by itself.
+
+    y = W_down (silu(W_gate x) * (W_up x))
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from slipstream.core.config import MixerConfig
+from slipstream.core.per_token import PerToken
+
+
+class SwiGLU(PerToken, name="swiglu", family="feedforward"):
+    paper = "Shazeer 2020, arXiv:2002.05202, eq. 6 (FFN_SwiGLU)"
+    use_when = "the default feed-forward: better than a plain MLP for the same parameters"
+    symbols = {"W": "gate_proj", "V": "up_proj", "W_2": "down_proj"}
+    oracle = "transformers LlamaMLP, tests/oracles/test_transformers.py"
+
+    class Config(MixerConfig):
+        d_ff: int | None = Field(None, ge=1)  # inner width; default 8/3 d_model, rounded up to a multiple of 16
+
+    tiny = Config(d_model=16, d_ff=24)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        d_ff = config.d_ff or -(-config.d_model * 8 // 48) * 16
+        self.gate_proj = nn.Linear(config.d_model, d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, d_ff, bias=False)
+        self.down_proj = nn.Linear(d_ff, config.d_model, bias=False)
+
+    def transform(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        a, b = x @ self.gate_proj.weight.T, x @ self.up_proj.weight.T
+        return (a / (1 + torch.exp(-a)) * b) @ self.down_proj.weight.T

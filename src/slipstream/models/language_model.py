@@ -1,0 +1,127 @@
+"""A language model from a pattern string: embedding, stack, head. Pure or hybrid, the code is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from slipstream.core.cards import cards
+from slipstream.core.errors import InputError
+from slipstream.core.quantities import count
+from slipstream.core.state import State
+from slipstream.models.config import ModelConfig
+from slipstream.models.frontends import TokenEmbedding
+from slipstream.models.heads import NextTokenHead
+from slipstream.models.pattern import layers
+from slipstream.models.stack import Stack
+
+Logits = Literal["last", "all"]
+
+
+class LanguageModel(nn.Module):
+    """tokens (B T) -> logits (B T V), in the three modes of its mixers.
+
+    tokenizer: the one it was trained with, or None; checkpoints carry it.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        widths = {n: {"d_ff": config.d_ff} for n, c in cards().items() if "d_ff" in c.fields} if config.d_ff else {}
+        self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.stack = Stack(layers(config.pattern, config.n_layers), config.d_model, widths, config.norm_eps)
+        self.head = NextTokenHead(config.d_model, config.vocab_size, self.embedding if config.tie_embeddings else None)
+
+    def forward(self, tokens: Int[Tensor, "B T"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T V"]:
+        """PARALLEL, for training. packed: cu_seqlens of documents in one (1 T) row."""
+        return self.head(self.stack(self.embedding(tokens), packed))
+
+    def prefill(
+        self,
+        tokens: Int[Tensor, "B T"],
+        state: State | None = None,
+        lengths: Int[Tensor, "B"] | None = None,
+        logits: Logits | None = "last",
+    ) -> tuple[Float[Tensor, "B L V"] | None, State]:
+        """CHUNKED: read tokens from any state; any split gives the same. lengths: rows are right-padded.
+
+        logits: "last" (B 1 V) of each row's last real token, "all" (B T V), or None for the state alone.
+        """
+        state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
+        h, state = self.stack.prefill(self.embedding(tokens), state, lengths)
+        if logits == "last":
+            h = _last(h, lengths)
+        return (None if logits is None else self.head(h)), state
+
+    def step(self, tokens: Int[Tensor, "B 1"], state: State) -> tuple[Float[Tensor, "B 1 V"], State]:
+        """RECURRENT: one token. A growing state must have room: init_state(B, max_len), or reserve."""
+        h, state = self.stack.step(self.embedding(tokens), state)
+        return self.head(h), state
+
+    def init_state(self, batch_size: int, max_len: int = 0) -> State:
+        """A fresh state, with room for max_len tokens where it grows."""
+        return self.stack.init_state(batch_size, max_len)
+
+    def reserve(self, state: State, tokens: int) -> State:
+        """The state with room for so many more tokens."""
+        return self.stack.reserve(state, tokens)
+
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes one sequence of so many tokens keeps."""
+        return sum(m.state_bytes(tokens) for m in self.stack.mixers())
+
+    def n_parameters(self) -> int:
+        """Parameters, a tied matrix counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters to decay (matrices) and not to (vectors, and what the mixers name in no_weight_decay)."""
+        spared = {id(p) for m in self.stack.mixers() for n, p in m.named_parameters() if n.rpartition(".")[2] in m.no_weight_decay}
+        decay = [p for p in self.parameters() if p.ndim > 1 and id(p) not in spared]
+        chosen = {id(p) for p in decay}
+        return decay, [p for p in self.parameters() if id(p) not in chosen]
+
+    def save(self, directory: str | Path) -> None:
+        """Write a Hugging Face directory: config.json, model.safetensors, tokenizer.json, generation_config.json."""
+        from slipstream.models.checkpoint import save
+
+        save(self, directory)
+
+
+def _last(h: Tensor, lengths: Tensor | None) -> Tensor:
+    if lengths is None:
+        return h[:, -1:]
+    at = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, h.shape[2])
+    return h.gather(1, at)
+
+
+def language_model(
+    pattern: str,
+    *,
+    n_layers: int | None = None,
+    d_model: int | None = None,
+    vocab_size: int = 256,
+    params: int | str | None = None,
+    seed: int = 0,
+    **settings: object,
+) -> LanguageModel:
+    """A freshly initialised model, of given widths or of `params` parameters ("3M", within 2 %).
+
+    settings: further fields of ModelConfig. The same seed gives the same weights. Raises InputError for what does not fit.
+    """
+    from slipstream.models.sizing import sized
+
+    if params is not None:
+        config = sized(pattern, count(params), vocab_size, n_layers, d_model, **settings)
+    elif n_layers is None or d_model is None:
+        raise InputError("give a model its widths (n_layers and d_model) or a number of parameters (params='3M')")
+    else:
+        config = ModelConfig(pattern=pattern, n_layers=n_layers, d_model=d_model, vocab_size=vocab_size, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LanguageModel(config)

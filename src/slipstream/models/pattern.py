@@ -1,0 +1,80 @@
+"""The pattern string: which mixers, in which order, with which settings. Read without torch.
+
+    "3*gated_deltanet, attention"                three blocks of one, one of the other, repeated to n_layers
+    "attention(n_kv_heads=1, window=none)/mlp"   settings in brackets, the feed-forward behind the slash (default swiglu)
+    "mamba/none"                                 no feed-forward
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from slipstream.core.cards import card
+from slipstream.core.errors import InputError, nearest
+
+ELEMENT = re.compile(r"\s*(?:(\d+)\s*\*)?\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*(?:/\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?)?\s*", re.I)
+DEFAULT_FEEDFORWARD = "swiglu"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One mixer by name, with its settings."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The mixers of one block, in order: usually a sequence mixer and a feed-forward."""
+
+    parts: tuple[Part, ...]
+
+
+def parse(pattern: str) -> list[BlockSpec]:
+    """The blocks of one period. Raises InputError for a malformed element, an unknown mixer or an unknown setting."""
+    blocks: list[BlockSpec] = []
+    for element in _split(pattern):
+        match = ELEMENT.fullmatch(element)
+        if not match:
+            raise InputError(f"cannot read {element.strip()!r} in pattern {pattern!r}; write [count*]mixer[(key=value)][/feedforward]")
+        count, name, settings, feedforward, ff_settings = match.groups()
+        if count == "0":
+            raise InputError(f"{element.strip()!r} in pattern {pattern!r} asks for 0 blocks; count from 1")
+        parts = [_part(name, settings, pattern)]
+        if feedforward != "none":
+            parts.append(_part(feedforward or DEFAULT_FEEDFORWARD, ff_settings, pattern))
+        blocks += [BlockSpec(tuple(parts))] * int(count or 1)
+    return blocks
+
+
+def layers(pattern: str, n_layers: int) -> list[BlockSpec]:
+    """The period repeated to n_layers blocks. Raises InputError when it does not come out even with at least one period."""
+    period = parse(pattern)
+    if n_layers < len(period):
+        raise InputError(f"pattern {pattern!r} is {len(period)} blocks long; n_layers {n_layers} must be at least that")
+    return [period[i % len(period)] for i in range(n_layers)]
+
+
+def _split(pattern: str) -> list[str]:
+    """At commas outside brackets."""
+    elements = re.split(r",(?![^(]*\))", pattern)
+    if not pattern.strip() or any(not e.strip() for e in elements):
+        raise InputError(f"pattern {pattern!r} has an empty element; write names separated by commas")
+    return elements
+
+
+def _part(name: str, settings: str | None, pattern: str) -> Part:
+    known, values = card(name).fields, {}
+    for pair in filter(str.strip, (settings or "").split(",")):
+        key, equals, value = (s.strip() for s in pair.partition("="))
+        if not equals:
+            raise InputError(f"settings in {pattern!r} are key=value; got {pair.strip()!r}")
+        if key not in known or key == "d_model":
+            raise InputError(f"{name} has no setting {key!r}; {nearest(key, set(known) - {'d_model'})}")
+        values[key] = None if value.lower() == "none" else yaml.safe_load(value)
+    return Part(name, values)

@@ -1,0 +1,139 @@
+r"""Softmax attention over the past: all of it, or a window; grouped heads; any entering cache.
+
+    o_t = sum_{s in G(t)} softmax_s(scale * q_t . k_s) v_s        G(t) = {s <= t}   or   {t - W < s <= t}
+
+No T x T matrix is ever held: torch's scaled_dot_product_attention tiles it where the whole sequence is at hand, and where
+rows continue caches of their own lengths the queries go block by block, each against the keys it can see.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from slipstream.ops.valid import zero_padding
+
+BLOCK = 512  # queries that share one mask; bounds memory at BLOCK x keys
+
+
+def attention(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
+    past: Int[Tensor, "B"] | None = None,
+    causal: bool = True,
+    lengths: Int[Tensor, "B"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "B T H V"]:
+    """Full attention; G key heads serve H query heads (G divides H). scale defaults to 1/sqrt(K).
+
+    past None: k and v are those of q's own tokens. Otherwise k and v are caches laid out by position, and q_t of row b stands
+    at position past_b + t; what the cache holds beyond is not seen. lengths matter only to causal=False, which sees all.
+    """
+    if past is None and (causal or lengths is None):
+        return _sdpa(q, k, v, None, causal, scale)
+    if past is None:
+        past = torch.zeros_like(lengths)
+    if not torch.compiler.is_compiling():  # reading only what is filled costs a synchronisation, which a captured graph must not have
+        filled = int(past.max()) + q.shape[1] if len(past) else 0
+        k, v = k[:, :filled], v[:, :filled]
+    ends = past[:, None] + (_until(q, causal, lengths) + 1)
+    return _by_blocks(q, k, v, ends, scale)
+
+
+def _until(q: Tensor, causal: bool, lengths: Tensor | None) -> Int[Tensor, "B T"]:
+    """For each query, the last of this call's tokens that it sees."""
+    own = torch.arange(q.shape[1], device=q.device).expand(q.shape[0], -1)
+    if causal:
+        return own
+    last = q.shape[1] - 1 if lengths is None else lengths[:, None] - 1
+    return torch.zeros_like(own) + last
+
+
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None) -> Tensor:
+    """Each block of queries against the keys before the furthest end in it."""
+    if q.shape[1] == 1:
+        return _sdpa(q, k, v, _before(ends, k.shape[1]), False, scale)
+    outputs = []
+    for i in range(0, q.shape[1], BLOCK):
+        end = ends[:, i : i + BLOCK]
+        seen = int(end.max()) if len(end) else 0
+        outputs.append(_sdpa(q[:, i : i + BLOCK], k[:, :seen], v[:, :seen], _before(end, seen), False, scale))
+    return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
+
+
+def _before(ends: Int[Tensor, "B T"], keys: int) -> Bool[Tensor, "B 1 T S"]:
+    return (torch.arange(keys, device=ends.device) < ends[..., None])[:, None]
+
+
+def window_attention(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T+P G K"],
+    v: Float[Tensor, "B T+P G V"],
+    past: Int[Tensor, "B"],
+    window: int,
+    scale: float | None = None,
+) -> Float[Tensor, "B T H V"]:
+    """Attention to the last `window` tokens, oneself included. k and v begin with the P = window - 1 tokens before q's first.
+
+    past: how many tokens each row has really seen; what stands before is not attended to. Work is T x (window + BLOCK).
+    """
+    outputs, reach = [], window - 1
+    block = max(64, min(BLOCK, window))
+    for i in range(0, q.shape[1], block):
+        rows = q[:, i : i + block]
+        key = torch.arange(i - reach, i + rows.shape[1], device=q.device)
+        query = torch.arange(i, i + rows.shape[1], device=q.device)[:, None]
+        mask = (key <= query) & (key > query - window) & (key >= -past[:, None, None])
+        line = slice(i, i + rows.shape[1] + reach)
+        outputs.append(_sdpa(rows, k[:, line], v[:, line], mask[:, None], False, scale))
+    return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    if 0 in q.shape[:2]:
+        return q.new_zeros(*q.shape[:3], v.shape[3])
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(1, 2)
+
+
+def write_cache(
+    cache: Float[Tensor, "B S G K"], new: Float[Tensor, "B T G K"], past: Int[Tensor, "B"], lengths: Int[Tensor, "B"] | None = None
+) -> Float[Tensor, "B S G K"]:
+    """Put new tokens at positions past_b, past_b + 1, ... The cache is consumed: written in place where no gradient needs it."""
+    new = zero_padding(new, lengths).to(cache.dtype)
+    rows = torch.arange(len(past), device=past.device)[:, None]
+    positions = past[:, None] + torch.arange(new.shape[1], device=past.device)
+    if torch.is_grad_enabled() and (cache.requires_grad or new.requires_grad):
+        return cache.index_put((rows, positions), new)
+    return cache.index_put_((rows, positions), new)
+
+
+def reference(
+    q: Float[Tensor, "B T H K"], k: Float[Tensor, "B T G K"], v: Float[Tensor, "B T G V"], window: int | None = None, causal: bool = True
+) -> Float[Tensor, "B T H V"]:
+    """The definition, query by query."""
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    outputs = []
+    for t in range(q.shape[1]):
+        first = max(0, t - window + 1) if window else 0
+        last = t + 1 if causal else q.shape[1]
+        weights = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, first:last]).div(q.shape[-1] ** 0.5).softmax(-1)
+        outputs.append(torch.einsum("bhs,bshv->bhv", weights, v[:, first:last]))
+    return torch.stack(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
+
+
+def attention_flops(T: int, B: int, H: int, K: int, mode: Literal["forward", "prefill", "step"], window: int | None = None) -> float:
+    """Products q.k and p.v of T tokens, or of one after T. Masked pairs count: they are computed (or skipped by tiles, on whole sequences)."""
+    if window is None:
+        pairs = T + 1 if mode == "step" else T * T
+    else:
+        block = max(64, min(BLOCK, window))
+        full, rest = divmod(1 if mode == "step" else T, block)
+        pairs = full * block * (block + window - 1) + rest * (rest + window - 1)
+    return 4.0 * B * H * K * pairs
