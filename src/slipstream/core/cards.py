@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -41,6 +42,20 @@ class Card:
         if self.family == "feedforward":
             return "none"
         return "grows" if self.grows else "window" if self.windowed else "constant"
+
+
+def from_file(path: Path) -> Card:
+    """The card of a mixer in a file of one's own, which is then known by its name for the rest of the process."""
+    if not path.is_file():
+        raise InputError(f"no file {path}; slipstream new-mixer NAME writes one")
+    found = _read(path.stem, path.resolve())
+    if not found:
+        raise InputError(f"{path} declares no mixer; it needs a class line like: class X(Mixer, name=\"x\", family=\"linear\")")
+    if (known := cards().get(found[0].name)) and known.path != found[0].path:
+        raise InputError(f"mixer {known.name!r} is declared twice: {known.path} and {path}")
+    sys.path.insert(0, str(path.resolve().parent))
+    cards()[found[0].name] = found[0]
+    return found[0]
 
 
 @cache
@@ -79,7 +94,7 @@ def _read(module: str, path: Path) -> list[Card]:
     if "Mixer" not in source:
         return []
     tree = ast.parse(source, str(path))
-    title, equation = _docstring(ast.get_docstring(tree) or "")
+    title, equation = _docstring(ast.get_docstring(tree, clean=False) or "")
     return [_card(node, tree, source, module, path, title, equation)
             for node in tree.body if isinstance(node, ast.ClassDef) and any(k.arg == "name" for k in node.keywords)]
 

@@ -88,7 +88,7 @@ class State:
         """Write a safetensors file (under a temporary name, then renamed)."""
         from safetensors.torch import save_file
 
-        tensors = {f"slot.{n}": t.detach().cpu().contiguous() for n, t in self.slots.items()}
+        tensors = dict(_as_stored(n, t.detach().cpu()) for n, t in self.slots.items())
         with replacing(Path(path)) as temporary:
             save_file({**tensors, "length": self.length.cpu()}, temporary, {"format": "slipstream.state", **(metadata or {})})
 
@@ -104,7 +104,19 @@ class State:
             raise InputError(f"{path} is no complete state file ({error}); write it again with --save-state") from None
         if "length" not in tensors:
             raise InputError(f"{path} holds tensors but no slipstream state; --save-state writes one")
-        return cls({n.removeprefix("slot."): t for n, t in tensors.items() if n != "length"}, tensors["length"])
+        return cls(dict(_as_kept(n, t) for n, t in tensors.items() if n != "length"), tensors["length"])
+
+
+def _as_stored(name: str, slot: Tensor) -> tuple[str, Tensor]:
+    """Complex numbers are written as pairs of real ones: safetensors holds no complex128."""
+    if slot.is_complex():
+        return f"complex.{name}", torch.view_as_real(slot.resolve_conj()).contiguous()
+    return f"slot.{name}", slot.contiguous()
+
+
+def _as_kept(name: str, stored: Tensor) -> tuple[str, Tensor]:
+    kind, _, name = name.partition(".")
+    return name, torch.view_as_complex(stored) if kind == "complex" else stored
 
 
 def _cat_rows(tensors: list[Tensor]) -> Tensor:

@@ -1,0 +1,55 @@
+"""What a mixer says it costs is what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from slipstream.core.mixer import Mode
+from slipstream.laws.subject import B, Law, Subject, expect
+
+N = 64
+
+
+def _sdpa_flops(q: Any, k: Any, v: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+
+
+COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
+
+
+def _counted(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def cost_is_what_is_counted(s: Subject) -> None:
+    """The declared flops are within 5 % of those counted, in all three modes."""
+    m, x = s.mixer, s.input(N)
+    _, state = m.prefill(x, m.init_state(B, N + 1))
+    runs: dict[Mode, Callable[[], Any]] = {
+        "forward": lambda: m(x),
+        "prefill": lambda: m.prefill(x, m.init_state(B, N)),
+        "step": lambda: m.step(x[:, :1], state),
+    }
+    for mode, run in runs.items():
+        counted, declared = _counted(run), m.cost(N, B, mode).flops
+        expect(abs(declared - counted) <= 0.05 * counted, f"{mode}: declared {declared:.0f} flops, counted {counted}")
+    moved = sum(p.nbytes for p in m.parameters()) + 2 * B * m.state_bytes(N)
+    expect(m.cost(N, B, "step").bytes == moved, "a step moves the weights and twice the state")
+
+
+def cost_grows_as_declared(s: Subject) -> None:
+    """Cost grows with length as train_order and decode_order say."""
+    growth = {"1": 1.0, "T": 2.0, "T^2": 4.0}
+    orders: dict[Mode, str] = {"forward": s.mixer.train_order, "step": s.mixer.decode_order}
+    for mode, order in orders.items():
+        ratio = s.mixer.cost(2**22, 1, mode).flops / s.mixer.cost(2**21, 1, mode).flops
+        expect(abs(ratio - growth[order]) < 0.02 * growth[order], f"{mode}: twice the length costs {ratio:.2f} times, declared {order}")
+
+
+LAWS: list[Law] = [cost_is_what_is_counted, cost_grows_as_declared]
