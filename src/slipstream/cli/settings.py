@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import typer
 import yaml
@@ -49,13 +49,16 @@ def _keyword(name: str, type_: Any, default: Any) -> inspect.Parameter:
 
 
 def _parameter(name: str, field: Any, positional: bool) -> inspect.Parameter:
-    """An option that is left to pydantic to read; bools become flags. The shown default is the field's."""
-    flag, help_ = "--" + name.replace("_", "-"), field.description or ""
+    """An option that is left to pydantic to read; bools become flags, lists may be repeated."""
+    flag, help_ = "--" + name.removeprefix("as_").replace("_", "-"), field.description or ""
     if positional:
         return _keyword(name, str | None, typer.Argument(None, help=help_, show_default=False))
     if field.annotation is bool:
         return _keyword(name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=help_, show_default=False))
-    shown = "" if field.default is None or field.is_required() else f" [default: {_plain(field.default)}]"
+    if get_origin(field.annotation) is list:
+        repeated = typer.Option(None, flag, help=f"{help_} (may be repeated)", show_default=False)
+        return _keyword(name, list[str] | None, repeated)
+    shown = "" if field.default is None or field.is_required() else f" (default: {_plain(field.default)})"
     return _keyword(name, str | None, typer.Option(None, flag, help=help_ + shown, show_default=False))
 
 

@@ -101,8 +101,7 @@ def _read(module: str, path: Path) -> list[Card]:
 
 def _card(node: ast.ClassDef, tree: ast.Module, source: str, module: str, path: Path, title: str, equation: str) -> Card:
     keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-    facts = {t.id: a.value.value for a in node.body if isinstance(a, ast.Assign) and isinstance(a.value, ast.Constant)
-             for t in a.targets if isinstance(t, ast.Name)}
+    facts = dict(fact for a in node.body if isinstance(a, ast.Assign) for fact in _constants(a))
     text = ast.get_source_segment(source, node) or ""
     return Card(
         name=keywords["name"], family=keywords.get("family", ""), class_name=node.name, module=module, path=path,
@@ -111,6 +110,13 @@ def _card(node: ast.ClassDef, tree: ast.Module, source: str, module: str, path: 
         grows="grows=True" in text, windowed="window" in text and "grows=True" not in text,
         fields=_fields(node, tree, source),
     )
+
+
+def _constants(assignment: ast.Assign) -> list[tuple[str, object]]:
+    """name = "text", or a, b = "text", "text"."""
+    target, value = assignment.targets[0], assignment.value
+    names, values = (target.elts, value.elts) if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else ([target], [value])
+    return [(n.id, v.value) for n, v in zip(names, values) if isinstance(n, ast.Name) and isinstance(v, ast.Constant)]
 
 
 def _docstring(text: str) -> tuple[str, str]:

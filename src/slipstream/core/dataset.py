@@ -13,7 +13,11 @@ class Dataset(ABC):
     """Sequences for training and for validation. It keeps no position, so there is none to save or to lose."""
 
     bytes_per_token: float  # over all of the data, to turn a training loss into bits per byte
-    tokens_per_sequence: int  # predictions one sequence gives
+
+    @property
+    @abstractmethod
+    def tokens_per_sequence(self) -> int:
+        """Predictions that one sequence gives."""
 
     @abstractmethod
     def batch(self, step: int, batch_size: int, seed: int) -> Int[Tensor, "B L"]:
@@ -21,4 +25,4 @@ class Dataset(ABC):
 
     @abstractmethod
     def validation(self, batch_size: int, most: int | None = None) -> Iterator[tuple[Int[Tensor, "B L"], int]]:
-        """Fixed, non-overlapping sequences with the bytes their predictions stand for; `most` sequences, spread evenly."""
+        """Fixed, non-overlapping sequences and the bytes their predictions stand for; `most` of them, spread evenly."""

@@ -1,4 +1,4 @@
-"""What a model is trained for: next tokens now; masked diffusion, classification and forecasting keep the same contract."""
+"""What a model is trained for: next tokens now; diffusion, classification and forecasting keep the same contract."""
 
 from __future__ import annotations
 

@@ -39,16 +39,21 @@ Seconds = Annotated[float, BeforeValidator(seconds)]
 
 
 def in_words(n: float) -> str:
-    """1234567 -> 1.2M: three digits at most, for tables."""
+    """1234567 -> 1.23M: three digits at most, for tables."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= size:
-            return f"{n / size:.3g}{unit}"
-    return f"{n:.3g}"
+            return f"{_rounded(n / size)}{unit}"
+    return _rounded(n)
 
 
 def bytes_in_words(n: float) -> str:
     """1536 -> 1.5 KiB."""
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if n >= size:
-            return f"{n / size:.3g} {unit}"
+            return f"{_rounded(n / size)} {unit}"
     return f"{n:.0f} B"
+
+
+def _rounded(x: float) -> str:
+    """Three significant digits, never an exponent: 1020 KiB is short of a MiB and stays 1,020 KiB."""
+    return f"{float(f'{x:.3g}'):,g}"

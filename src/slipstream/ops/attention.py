@@ -72,8 +72,8 @@ def _before(ends: Int[Tensor, "B T"], keys: int) -> Bool[Tensor, "B 1 T S"]:
 
 def window_attention(
     q: Float[Tensor, "B T H K"],
-    k: Float[Tensor, "B T+P G K"],
-    v: Float[Tensor, "B T+P G V"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
     past: Int[Tensor, "B"],
     window: int,
     scale: float | None = None,

@@ -82,7 +82,7 @@ def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str,
 
 def _packed(run: Callable[..., Any], time: tuple[str, ...], arguments: dict[str, Any], cu_seqlens: Tensor) -> Any:
     """Run each document as a row of its own; entering and final states hold one row a document."""
-    along = [n for n in time if arguments.get(n) is not None]
+    along = [n for n in time if arguments.get(n) is not None and arguments[n].ndim > 1]  # a constant per head has no time
     bounds = check_cu_seqlens(cu_seqlens, arguments[along[0]].shape[1])
     ys: dict[int, Tensor] = {}
     finals: dict[int, Any] = {}

@@ -1,0 +1,33 @@
+"""slipstream train: a model on the user's text, in one command that can be stopped and given again."""
+
+from __future__ import annotations
+
+import shlex
+
+import typer
+
+from slipstream.cli.settings import verb
+from slipstream.train.config import TrainConfig
+
+
+def add(app: typer.Typer) -> None:
+    verb(app, "train", TrainConfig, run, positional=("data",))
+
+
+def run(settings: TrainConfig) -> None:
+    """Train a model on a text. The same command again goes on where it stopped.
+
+    Examples:
+
+      slipstream train book.txt
+
+      slipstream train notes/ --arch mamba2 --params 3M --tokens 10M --out runs/notes
+    """
+    from slipstream.train.progress import Screen, clock
+    from slipstream.train.run import train
+
+    with Screen() as screen:
+        result = train(settings, screen)
+    work = f"{result.tokens:,} tokens in {clock(result.seconds)}"
+    typer.echo(f"validation {result.bits_per_byte:.3f} bits per byte after {work}")
+    typer.echo(f'slipstream generate {shlex.quote(str(result.out))} "Once upon"')

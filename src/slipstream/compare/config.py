@@ -1,0 +1,93 @@
+"""The settings of a comparison. Free of torch, so that mistakes are told at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from slipstream.core.config import Config
+from slipstream.core.errors import InputError
+from slipstream.core.quantities import Count, Seconds
+
+EIGHT = (
+    "lstm",
+    "retnet",
+    "gated_linear_attention",
+    "mamba2",
+    "gated_deltanet",
+    "sliding_window",
+    "attention",
+    "3*gated_deltanet, attention",
+)
+
+
+def separate(text: str | list[str] | tuple[str, ...]) -> list[str]:
+    """Architectures from one line: split at semicolons if there are any, else at commas outside brackets.
+
+    Raises ValueError for `3*a, b` without a semicolon, which could mean one hybrid or two architectures.
+    """
+    if not isinstance(text, str):
+        return [str(t).strip() for t in text]
+    if ";" not in text and "," in text and re.search(r"\d\s*\*", text):
+        raise ValueError("a pattern has commas of its own: separate architectures by ';' (and end with one if there is one only)")
+    parts = text.split(";") if ";" in text else re.split(r",(?![^(]*\))", text)
+    return [p.strip() for p in parts if p.strip()]
+
+
+def _integers(text: str | list[int] | tuple[int, ...]) -> list[int]:
+    return [int(part) for part in text.split(",")] if isinstance(text, str) else list(text)
+
+
+Integers = Annotated[list[int], BeforeValidator(_integers)]
+
+
+class CompareConfig(Config):
+    """One run of `slipstream compare`."""
+
+    data: str | None = Field(None, description="a text file, a folder, - for standard input; a novel comes with slipstream")
+    archs: Annotated[list[str], BeforeValidator(separate)] = Field(
+        list(EIGHT), min_length=1, description="names or patterns: a,b,c or 'a; 3*b, c; d' [default: eight, from LSTM to a hybrid]"
+    )
+    params: Count = Field(300_000, gt=0, description="parameters of each, embeddings included, equal within 2 %")
+    tokens: Count | None = Field(None, gt=0, description="tokens each is trained on [default: what the budget allows]")
+    context: int | None = Field(None, ge=8, description="tokens of one training sequence [default: 256, less for a short text]")
+    budget: Seconds = Field(300.0, gt=0, description="time for everything, like 5m or 2h")
+    equal: Literal["tokens", "time"] = Field("tokens", description="train each on the same tokens, or for the same time")
+    seeds: int = Field(1, ge=1, description="how often each is trained, from different weights and data orders")
+    measure: Annotated[list[str], BeforeValidator(separate)] = Field(["quality", "recall", "speed"], description="what is measured")
+    lengths: Integers = Field([512, 2048, 8192], description="prompt lengths whose reading is timed")
+    contexts: Integers = Field([512, 8192], description="contexts after which writing a token is timed")
+    tokenizer: str = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
+    batch_size: int = Field(8, ge=1, description="sequences of one training step")
+    lr: float = Field(3e-3, gt=0, description="highest learning rate, the same for all")
+    jobs: int | None = Field(None, ge=1, description="architectures trained side by side, a thread each [default: the cores]")
+    out: Path | None = Field(None, description="folder of the results [default: runs/compare-NAME-OF-DATA]")
+    fresh: bool = Field(False, description="start over where a comparison is already")
+
+    @field_validator("archs")
+    @classmethod
+    def _known(cls, archs: list[str]) -> list[str]:
+        from slipstream.models.pattern import parse
+
+        for arch in archs:
+            try:
+                parse(arch)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return list(dict.fromkeys(archs))
+
+    @field_validator("measure")
+    @classmethod
+    def _measures(cls, measure: list[str]) -> list[str]:
+        unknown = set(measure) - {"quality", "recall", "speed"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[0]!r} is not measured; choose from quality, recall, speed")
+        return measure
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that results depend on; architectures, seeds and jobs may change between calls that share a folder."""
+        return self.model_dump(mode="json", exclude={"archs", "seeds", "measure", "jobs", "out", "fresh"})

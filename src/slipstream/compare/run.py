@@ -1,0 +1,237 @@
+"""A whole comparison: planned, worked through side by side, timed alone. Work that is done is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slipstream import __version__
+from slipstream.bench.machine import describe
+from slipstream.bench.speed import measure, state_record
+from slipstream.compare import tasks
+from slipstream.compare.config import CompareConfig
+from slipstream.compare.plan import make_plan, shares
+from slipstream.compare.results import Record, Results
+from slipstream.compare.workers import Done, News, Task, run_all
+from slipstream.core.cards import card
+from slipstream.core.errors import InputError
+from slipstream.core.files import write_text
+from slipstream.data.source import read_text, run_name
+from slipstream.data.text import TextData, text_data
+from slipstream.models.checkpoint import load
+from slipstream.models.pattern import parse
+from slipstream.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison stands: share of all work, seconds it may still take, and what each worker is at."""
+
+    share: float
+    left: float
+    now: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everything that is known at the end of a call, an interrupted one too: time to report."""
+
+    folder: Path
+    records: list[Record]
+
+
+Listener = Callable[[Progress | Note | Known], None]
+
+
+def compare(config: CompareConfig, on_event: Listener = lambda event: None) -> list[Record]:
+    """Compare as the settings say; whatever an earlier call has measured in the same folder is kept.
+
+    Raises InputError for what cannot be used; KeyboardInterrupt leaves a folder to go on from.
+    """
+    results = Results(folder(config))
+    config = _on_disk(config, results.folder)
+    data = text_data(config.data, config.tokenizer, config.context)
+    with results.claimed():
+        if config.fresh:
+            results.clear()
+        results.agree(config.settings)
+        return Comparison(config, results, data, on_event).run()
+
+
+def folder(config: CompareConfig) -> Path:
+    """Where the results go."""
+    return config.out or Path("runs") / f"compare-{run_name(config.data)}"
+
+
+def _on_disk(config: CompareConfig, folder: Path) -> CompareConfig:
+    """Standard input is kept as a file, since every worker reads the text itself."""
+    if config.data != "-":
+        return config
+    kept = folder / "stdin.txt"
+    write_text(kept, read_text("-").content.decode())
+    return config.model_copy(update={"data": str(kept)})
+
+
+class Comparison:
+    """One call of compare, with its clock."""
+
+    def __init__(self, config: CompareConfig, results: Results, data: TextData, on_event: Listener) -> None:
+        self.config, self.results, self.data, self.on_event = config, results, data, on_event
+        self.jobs = config.jobs or os.cpu_count() or 1
+        self.started = time.monotonic()
+
+    def run(self) -> list[Record]:
+        """Plan, work, time; what is known is told at the end, and also when the work is interrupted."""
+        for note in self.data.notes:
+            self.on_event(Note(note))
+        plan = self.results.plan() or self._plan()
+        try:
+            self._work(plan)
+            if "speed" in self.config.measure:
+                self._speed(plan)
+        finally:
+            records = self._known(plan)
+            self.on_event(Known(self.results.folder, records))
+        return records
+
+    def _plan(self) -> dict[str, Any]:
+        """Measure how fast each architecture trains, unless the tokens are given, and share out the budget."""
+        paces: dict[str, float] = {}
+        if self.config.tokens is None and "quality" in self.config.measure:
+            seconds = tasks.CALIBRATION + 3
+            work = [Task(f"calibrate {a}", tasks.calibrate, (self._training(a, 0, 0),), seconds) for a in self.config.archs]
+            for done in self._go(work, shares(self.config)):
+                paces |= {r["arch"]: r["tokens_per_second"] for r in done.records}
+        plan = make_plan(self.config, self.data, paces, self.jobs)
+        self.results.keep_plan(plan)
+        return plan
+
+    def _training(self, arch: str, seed: int, tokens: int, seconds: float = 0) -> TrainConfig:
+        c = self.config
+        by_time = {"budget": seconds} if c.equal == "time" and seconds else {"tokens": tokens or 10**9}
+        return TrainConfig(
+            data=c.data, tokenizer=c.tokenizer, context=self.data.context, arch=arch, params=c.params, batch_size=c.batch_size, lr=c.lr,
+            seed=seed, out=self.results.folder / "models" / slug(arch) / f"seed-{seed}", save_every=2.0, threads=1,
+            eval_tokens=4096, device="cpu", **by_time,
+        )
+
+    def _work(self, plan: dict[str, Any]) -> None:
+        """Training and recall of every architecture and seed that is not known yet, side by side."""
+        todo: list[Task] = []
+        for arch, seed in ((a, s) for s in range(self.config.seeds) for a in self.config.archs):
+            if "quality" in self.config.measure and not self.results.has("quality", arch, seed):
+                training = self._training(arch, seed, plan["tokens"], plan["seconds_each"])
+                todo.append(Task(f"train {arch}", tasks.quality, (training,), plan["seconds_each"] or 60))
+            if "recall" in self.config.measure and not self.results.has("recall", arch, seed):
+                probe = (arch, self.config.data, seed, plan["recall_seconds"])
+                todo.append(Task(f"recall {arch}", tasks.recall, probe, plan["recall_seconds"]))
+        after = {"speed": plan["speed_seconds"]} if "speed" in self.config.measure else {}
+        for done in self._go(todo, after):
+            for record in done.records:
+                self.results.add(record)
+            if done.failure:
+                stage = "quality" if done.task.work is tasks.quality else "recall"
+                self.results.add({"kind": "failed", "arch": done.task.name.partition(" ")[2], "stage": stage, "reason": done.failure})
+                self.on_event(Note(f"{done.task.name} failed: {done.failure}"))
+
+    def _go(self, todo: list[Task], after: dict[str, float]) -> Iterator[Done]:
+        """Run tasks, tell how far they are, and hand on those that are done. after: seconds of work still to come."""
+        shares_done = {t.name: 0.0 for t in todo}
+        now: dict[str, str] = {}
+        total = sum(t.weight for t in todo) / self.jobs
+        for event in run_all(todo, self.jobs):
+            if isinstance(event, News):
+                shares_done[event.task.name], now[event.task.name] = event.share, event.text
+            else:
+                shares_done[event.task.name] = 1.0
+                now.pop(event.task.name, None)
+                yield event
+            left = sum(t.weight * (1 - shares_done[t.name]) for t in todo) / self.jobs
+            self._tell(left + sum(after.values()), total + sum(after.values()), now)
+
+    def _tell(self, left: float, total: float, now: dict[str, str]) -> None:
+        self.on_event(Progress(1 - left / total if total else 1.0, left, dict(now)))
+
+    def _speed(self, plan: dict[str, Any]) -> None:
+        """Prefill and decode of the trained models, one at a time, alone on the machine; interleaved repetitions."""
+        todo = [a for a in self.config.archs if not self.results.has("speed", a)]
+        folders = {a: self._training(a, 0, 0).out for a in todo}
+        models = {a: load(f) for a, f in folders.items() if f and (f / "config.json").exists()}
+        if not models:
+            return
+        budget = plan["speed_seconds"] * len(models) / len(self.config.archs)
+        listen = lambda share, text: self._tell(budget * (1 - share), budget, {"timing": text})  # noqa: E731
+        for record in measure(models, self.config.lengths, self.config.contexts, budget, listen):
+            self.results.add(record)
+        for arch, model in models.items():
+            self.results.add(state_record(arch, model, sorted({*self.config.lengths, *self.config.contexts, 32768})))
+            self.results.add(model_record(arch, model))
+
+    def _known(self, plan: dict[str, Any]) -> list[Record]:
+        """All records of the architectures asked for, and the setup they belong to."""
+        known = [r for r in self.results.records() if r["kind"] != "setup" and r.get("arch", "") in self.config.archs]
+        setup = self._setup(plan, known)
+        self.results.add(setup)
+        return [setup, *known]
+
+    def _setup(self, plan: dict[str, Any], known: list[Record]) -> Record:
+        c = self.config
+        wanted = {"quality": c.seeds, "recall": c.seeds, "speed": 1}
+        missing = [a for a in c.archs for m in c.measure if sum(r["kind"] == m and r["arch"] == a for r in known) < wanted[m]]
+        return {
+            "kind": "setup", "data": self.data.name, "data_bytes": round(len(self.data.tokens.ids) * self.data.bytes_per_token),
+            "archs": c.archs, "params": c.params, "tokens": plan["tokens"], "context": plan["context"], "seeds": list(range(c.seeds)),
+            "equal": c.equal, "baseline_bpb": plan["baseline_bpb"], "machine": describe(measured=False), "command": command(c),
+            "version": __version__, "finished": not missing, "seconds": time.monotonic() - self.started,
+        }
+
+
+def model_record(arch: str, model: Any) -> Record:
+    """What a model is: sizes from itself, orders and growth from the cards of its mixers."""
+    cards = [card(b.parts[0].name) for b in parse(arch)]
+    growths = {c.state_growth for c in cards}
+    highest = max(cards, key=lambda c: len(c.train_order))
+    return {
+        "kind": "model", "arch": arch, "pattern": model.config.pattern, "params": model.n_parameters(), "n_layers": model.config.n_layers,
+        "d_model": model.config.d_model, "d_ff": model.config.d_ff, "family": cards[0].family if len(cards) == 1 else "hybrid",
+        "train_order": highest.train_order, "decode_order": max((c.decode_order for c in cards), key=lambda o: o == "T"),
+        "state_growth": growths.pop() if len(growths) == 1 else "mixed", "use_when": cards[0].use_when if len(cards) == 1 else "",
+    }
+
+
+def slug(arch: str) -> str:
+    """A folder name for an architecture: its letters, and a few of a hash where that loses something."""
+    plain = re.sub(r"[^a-z0-9_]+", "-", arch.lower()).strip("-")
+    return plain if plain == arch else f"{plain[:60]}-{hashlib.sha256(arch.encode()).hexdigest()[:6]}"
+
+
+def command(config: CompareConfig) -> str:
+    """The call that repeats this comparison."""
+    changed = {n: getattr(config, n) for n, f in CompareConfig.model_fields.items() if getattr(config, n) != f.default and n not in ("data", "fresh")}
+    joiner = {"archs": "; ", "measure": ","}
+    flags = [f'--{n.replace("_", "-")} {_quoted(v, joiner.get(n, ","))}' for n, v in changed.items()]
+    return " ".join(["slipstream compare", *([config.data] if config.data else []), *flags])
+
+
+def _quoted(value: Any, joiner: str) -> str:
+    text = joiner.join(map(str, value)) if isinstance(value, list) else str(value)
+    return f'"{text}"' if re.search(r"[ ;*(]", text) else text
+
+
+def check_measurable(config: CompareConfig) -> None:
+    """Timings need trained models. Raises InputError when only speed is asked for."""
+    if config.measure == ["speed"]:
+        raise InputError("speed is measured on the trained models of the comparison; add quality, or use slipstream bench")

@@ -1,0 +1,33 @@
+"""The settings of generation. Free of torch, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from slipstream.core.config import Config
+from slipstream.core.quantities import Count
+
+
+class Sampling(Config):
+    """How the next token is chosen. The filters apply in this order, as in Hugging Face's generate."""
+
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens that have occurred become less likely")
+    temperature: float = Field(0.8, ge=0, description="0 always takes the likeliest token")
+    top_k: int | None = Field(None, ge=1, description="choose among so many likeliest tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="choose among the likeliest of this probability together")
+    min_p: float | None = Field(None, ge=0, le=1, description="leave out what is below this share of the likeliest")
+
+
+class GenerateConfig(Sampling):
+    """One call of `slipstream generate`."""
+
+    run: Path = Field(description="the folder of a run, or a model.safetensors file")
+    prompt: str | None = Field(None, description="the text to continue; - reads standard input")
+    max_new_tokens: Count = Field(200, ge=0, description="tokens to write at most")
+    stop: list[str] = Field(default_factory=list, description="end before this text")
+    seed: int | None = Field(None, ge=0, description="the same seed writes the same text (default: another every time)")
+    save_state: Path | None = Field(None, description="keep what was read and written in this file, to continue later")
+    from_state: Path | None = Field(None, description="continue from such a file")
+    as_json: bool = Field(False, description="print one JSON object at the end instead of the text as it comes")
