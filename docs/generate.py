@@ -1,7 +1,7 @@
 """Write docs/mixers/*.md (a page a mixer), docs/mixers/README.md and the table in README.md, from the mixers' own files.
 
-    python docs/generate.py            write them
-    python docs/generate.py --check    say which are out of date, and fail
+python docs/generate.py            write them
+python docs/generate.py --check    say which are out of date, and fail
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ def page(c: Card) -> str:
         f"# {c.name}\n\n{c.title}. Family: {c.family}.",
         f"```\n{c.equation}\n```",
         f"**Use it when** {c.use_when}.",
-        f"**Paper:** {c.paper}" + (f"  \n**Symbols:** {symbols}" if symbols else "") + f"  \n**Checked against:** {sizes['oracle']}",
+        f"**Paper:** {c.paper}"
+        + (f"  \n**Symbols:** {symbols}" if symbols else "")
+        + f"  \n**Checked against:** {sizes['oracle']}",
         *(f"**Cannot** {mode}: {why}" for mode, why in sizes["limits"].items()),
         f"Training costs O({c.train_order}), one token O({c.decode_order}); memory: {c.state_growth}. "
         f"A layer at d_model {D_MODEL} has {in_words(sizes['parameters'])} parameters; one sequence in float32:",
-        "| context | state | flops a token, training | flops a token, decoding |\n|---:|---:|---:|---:|\n" + "\n".join(rows),
+        "| context | state | flops a token, training | flops a token, decoding |\n|---:|---:|---:|---:|\n"
+        + "\n".join(rows),
         f"Settings, as in `{c.name}(key=value)` of a pattern string:",
         "| setting | default | meaning |\n|---|---|---|\n" + "\n".join(settings),
-        f"Source: `{'/'.join(c.path.parts[c.path.parts.index('slipstream'):])}`. `slipstream check {c.name}` proves it.",
+        f"Source: `{'/'.join(c.path.parts[c.path.parts.index('slipstream') :])}`. `slipstream check {c.name}` proves it.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -51,7 +54,14 @@ def table(link: str) -> str:
     lines = ["| name | family | memory | training | a token | what it is |", "|---|---|---|---|---|---|"]
     for c in cards().values():
         source = c.paper.split(";")[0].split(",")[0]
-        cells = [f"[{c.name}]({link}{c.name}.md)", c.family, c.state_growth, f"O({c.train_order})", f"O({c.decode_order})", f"{c.title} ({source})"]
+        cells = [
+            f"[{c.name}]({link}{c.name}.md)",
+            c.family,
+            c.state_growth,
+            f"O({c.train_order})",
+            f"O({c.decode_order})",
+            f"{c.title} ({source})",
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

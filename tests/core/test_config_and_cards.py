@@ -25,7 +25,9 @@ def test_unknown_setting_names_the_nearest():
 
 
 def test_heads_that_do_not_divide():
-    with pytest.raises(InputError, match=r"d_model 100 does not divide into n_heads 3; the nearest that do: \[1, 2, 4\]"):
+    with pytest.raises(
+        InputError, match=r"d_model 100 does not divide into n_heads 3; the nearest that do: \[1, 2, 4\]"
+    ):
         ss.mixer("attention", d_model=100, n_heads=3)
 
 
@@ -37,7 +39,9 @@ def test_settings_are_frozen():
         config.d_model = 3
 
 
-@pytest.mark.parametrize(("text", "value"), [("3M", 3_000_000), ("500k", 500_000), ("1e6", 1_000_000), (12, 12), ("2.5m", 2_500_000)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("3M", 3_000_000), ("500k", 500_000), ("1e6", 1_000_000), (12, 12), ("2.5m", 2_500_000)]
+)
 def test_counts(text, value):
     assert count(text) == value
 
@@ -72,8 +76,18 @@ def test_a_mixer_in_a_file_of_ones_own_is_found(tmp_path):
     assert done.stdout.strip() == "MyGLU"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["train", "--help"], ["compare", "--archs", "mambba"],
-                                       ["train", "--arch", "attention(n_head=2)"], ["train", "--parms", "3M"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["list", "--json"],
+        ["train", "--help"],
+        ["compare", "--archs", "mambba"],
+        ["train", "--arch", "attention(n_head=2)"],
+        ["train", "--parms", "3M"],
+    ],
+)
 def test_quick_answers_do_not_import_torch(arguments):
     program = f"import sys; sys.argv[1:] = {arguments!r}\nfrom slipstream.cli.app import main\ntry: main()\nexcept SystemExit as e: print('exit', e.code, file=sys.stderr)\nassert 'torch' not in sys.modules"
     start = time.perf_counter()

@@ -10,8 +10,26 @@ import pytest
 import slipstream
 
 ROOT = Path(slipstream.__file__).parent
-ROOMS = ["core", "ops", "layers", "mixers", "laws", "models", "objectives", "data", "train", "generate",
-         "interop", "bench", "convert", "serve", "compare", "advise", "report", "cli"]
+ROOMS = [
+    "core",
+    "ops",
+    "layers",
+    "mixers",
+    "laws",
+    "models",
+    "objectives",
+    "data",
+    "train",
+    "generate",
+    "interop",
+    "bench",
+    "convert",
+    "serve",
+    "compare",
+    "advise",
+    "report",
+    "cli",
+]
 FILES = sorted(ROOT.rglob("*.py"))
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "tools"}
 
@@ -59,5 +77,11 @@ def test_sizes_and_names(path):
 def test_mixers_are_told_apart_by_their_contract_alone():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("hasattr", "isinstance"):
-                assert "Mixer" not in ast.unparse(node) and "mixer" not in ast.unparse(node.args[0]), f"{path}: {ast.unparse(node)}"
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("hasattr", "isinstance")
+            ):
+                assert "Mixer" not in ast.unparse(node) and "mixer" not in ast.unparse(node.args[0]), (
+                    f"{path}: {ast.unparse(node)}"
+                )

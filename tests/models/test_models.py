@@ -24,7 +24,11 @@ def tokens():
 
 def test_pattern_counts_settings_and_feedforward():
     blocks = parse("2*attention(n_kv_heads=1, rope_base=none)/mlp(d_ff=8), sliding_window/none")
-    assert [[p.name for p in b.parts] for b in blocks] == [["attention", "mlp"], ["attention", "mlp"], ["sliding_window"]]
+    assert [[p.name for p in b.parts] for b in blocks] == [
+        ["attention", "mlp"],
+        ["attention", "mlp"],
+        ["sliding_window"],
+    ]
     assert blocks[0].parts[0].settings == {"n_kv_heads": 1, "rope_base": None}
     assert blocks[0].parts[1].settings == {"d_ff": 8}
 
@@ -36,9 +40,17 @@ def test_pattern_repeats_to_depth():
 
 @pytest.mark.parametrize(
     ("pattern", "complaint"),
-    [("atention", "did you mean attention"), ("attention(n_head=2)", "did you mean n_heads"), ("attention,,lstm", "empty element"),
-     ("", "empty element"), ("attention(", "cannot read"), ("attention/swigloo", "did you mean swiglu"), ("0*attention", "count from 1"),
-     ("attention(n_heads)", "key=value"), ("attention(d_model=3)", "no setting 'd_model'")],
+    [
+        ("atention", "did you mean attention"),
+        ("attention(n_head=2)", "did you mean n_heads"),
+        ("attention,,lstm", "empty element"),
+        ("", "empty element"),
+        ("attention(", "cannot read"),
+        ("attention/swigloo", "did you mean swiglu"),
+        ("0*attention", "count from 1"),
+        ("attention(n_heads)", "key=value"),
+        ("attention(d_model=3)", "no setting 'd_model'"),
+    ],
 )
 def test_malformed_patterns_are_told(pattern, complaint):
     with pytest.raises(InputError, match=complaint):
@@ -119,7 +131,11 @@ def test_a_checkpoint_is_a_hugging_face_directory(tmp_path, tokens):
     model.save(tmp_path / "m")
     about = json.loads((tmp_path / "m" / "config.json").read_text())
     assert about["model_type"] == "slipstream" and about["d_model"] == 32
-    assert {p.name for p in (tmp_path / "m").iterdir()} == {"config.json", "model.safetensors", "generation_config.json"}
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "generation_config.json",
+    }
     for path in (tmp_path / "m", tmp_path / "m" / "model.safetensors"):
         assert torch.equal(ss.load(path)(tokens), model(tokens))
 

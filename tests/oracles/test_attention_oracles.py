@@ -8,20 +8,45 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import slipstream as ss
 
-SIZES = dict(vocab_size=61, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-             rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.15, max_position_embeddings=256)
+SIZES = dict(
+    vocab_size=61,
+    hidden_size=48,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    initializer_range=0.15,
+    max_position_embeddings=256,
+)
 MODELS = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, rope_theta=10000.0), "attention(n_heads=6, n_kv_heads=2)/swiglu(d_ff=40)"),
-    "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=7, head_dim=8),
-                "sliding_window(n_heads=6, n_kv_heads=2, window=7)/swiglu(d_ff=40)"),
+    "llama": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, rope_theta=10000.0),
+        "attention(n_heads=6, n_kv_heads=2)/swiglu(d_ff=40)",
+    ),
+    "mistral": (
+        MistralForCausalLM,
+        MistralConfig(**SIZES, sliding_window=7, head_dim=8),
+        "sliding_window(n_heads=6, n_kv_heads=2, window=7)/swiglu(d_ff=40)",
+    ),
 }
 
 
 def renamed(name: str) -> str:
     """Their weight name for ours."""
-    rules = [("embedding.weight", "model.embed_tokens.weight"), ("head.proj", "lm_head"), ("stack.norm", "model.norm"),
-             ("stack.blocks.", "model.layers."), (".norms.0.", ".input_layernorm."), (".norms.1.", ".post_attention_layernorm."),
-             (".mixers.0.qkv.", ".self_attn."), (".mixers.0.", ".self_attn."), (".mixers.1.", ".mlp.")]
+    rules = [
+        ("embedding.weight", "model.embed_tokens.weight"),
+        ("head.proj", "lm_head"),
+        ("stack.norm", "model.norm"),
+        ("stack.blocks.", "model.layers."),
+        (".norms.0.", ".input_layernorm."),
+        (".norms.1.", ".post_attention_layernorm."),
+        (".mixers.0.qkv.", ".self_attn."),
+        (".mixers.0.", ".self_attn."),
+        (".mixers.1.", ".mlp."),
+    ]
     for ours, theirs in rules:
         name = name.replace(ours, theirs)
     return name

@@ -18,8 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Every efficient sequence architecture under one contract: compare, train, stream, on your own data.\n\n"
-    "Examples:\n\n  slipstream compare book.txt --budget 5m\n\n  slipstream train book.txt --arch \"3*gated_deltanet, attention\"\n\n"
-    "  slipstream generate runs/book \"Once upon\"",
+    'Examples:\n\n  slipstream compare book.txt --budget 5m\n\n  slipstream train book.txt --arch "3*gated_deltanet, attention"\n\n'
+    '  slipstream generate runs/book "Once upon"',
 )
 for module in (list_, show, check, new_mixer, doctor, train, generate, bench, compare):
     module.add(app)
@@ -43,8 +43,14 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        reasons = {errno.ENOSPC: "the disk is full", errno.EROFS: "the folder is read-only", errno.EACCES: "no permission to write"}
-        sys.exit(_say(f"{reasons.get(error.errno or 0, error.strerror or error)}: {error.filename or ''}".rstrip(": "), 2))
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EROFS: "the folder is read-only",
+            errno.EACCES: "no permission to write",
+        }
+        sys.exit(
+            _say(f"{reasons.get(error.errno or 0, error.strerror or error)}: {error.filename or ''}".rstrip(": "), 2)
+        )
 
 
 def _say(message: str, code: int) -> int:

@@ -34,7 +34,9 @@ def check(name: str = typer.Argument(..., help="a name from `slipstream list`, o
     for law in LAWS:
         complaint = judge(law, mixer_class(c.name))
         failed += complaint is not None
-        out.print(f"  [green]holds[/]  {title(law)}" if complaint is None else f"  [red]broken[/] {title(law)}: {complaint}")
+        out.print(
+            f"  [green]holds[/]  {title(law)}" if complaint is None else f"  [red]broken[/] {title(law)}: {complaint}"
+        )
     out.print(f"{len(LAWS) - failed} of {len(LAWS)} laws hold")
     if failed:
         raise typer.Exit(1)

@@ -40,8 +40,15 @@ def list_mixers(
 def facts(c: Card) -> dict[str, object]:
     """A card as plain values."""
     return {
-        "name": c.name, "family": c.family, "title": c.title, "state_growth": c.state_growth, "train": f"O({c.train_order})",
-        "decode": f"O({c.decode_order})", "paper": c.paper, "use_when": c.use_when, "equation": c.equation,
+        "name": c.name,
+        "family": c.family,
+        "title": c.title,
+        "state_growth": c.state_growth,
+        "train": f"O({c.train_order})",
+        "decode": f"O({c.decode_order})",
+        "paper": c.paper,
+        "use_when": c.use_when,
+        "equation": c.equation,
         "settings": {n: {"type": t, "default": d, "meaning": m} for n, (t, d, m) in c.fields.items()},
     }
 
@@ -59,6 +66,13 @@ def _print_table(chosen: list[Card]) -> None:
             table.add_section()
         previous = c.family
         source = c.paper.split(";")[0].split(",")[0]
-        table.add_row(f"[bold]{c.name}[/]", c.family, c.state_growth, f"O({c.train_order})", f"O({c.decode_order})", f"{c.title} [dim]({source})[/]")
+        table.add_row(
+            f"[bold]{c.name}[/]",
+            c.family,
+            c.state_growth,
+            f"O({c.train_order})",
+            f"O({c.decode_order})",
+            f"{c.title} [dim]({source})[/]",
+        )
     Console().print(table)
     Console().print("[dim]slipstream show NAME explains one; slipstream compare FILE measures them on your text[/]")

@@ -37,14 +37,20 @@ def new_mixer(
     if target.exists():
         raise InputError(f"{target} exists; choose another name or --dir")
     write_text(target, scaffold(card(like), name))
-    typer.echo(f"wrote {target}, begun from {like}\nnext: change its equation and its reference together, then  slipstream check {target}")
-    typer.echo(f'to use it by name, put it into a package with  [project.entry-points."slipstream.mixers"]  {name} = "your_package.{name}"')
+    typer.echo(
+        f"wrote {target}, begun from {like}\nnext: change its equation and its reference together, then  slipstream check {target}"
+    )
+    typer.echo(
+        f'to use it by name, put it into a package with  [project.entry-points."slipstream.mixers"]  {name} = "your_package.{name}"'
+    )
 
 
 def scaffold(other: Card, name: str) -> str:
     """The other mixer's file under the new name and class."""
     class_name = "".join(word.capitalize() for word in name.split("_"))
     source = other.path.read_text(encoding="utf-8")
-    source = source.replace(other.title, f"{class_name}: say here what it is (begun from {other.name}: {other.title})", 1)
+    source = source.replace(
+        other.title, f"{class_name}: say here what it is (begun from {other.name}: {other.title})", 1
+    )
     source = re.sub(rf"\b{other.class_name}\b", class_name, source)
     return source.replace(f'name="{other.name}"', f'name="{name}"')

@@ -19,11 +19,15 @@ from slipstream.core.errors import InputError
 GIVEN = {
     "config_file": typer.Option(None, "-c", "--config", help="settings from a YAML file; options win over it"),
     "set_": typer.Option([], "--set", metavar="KEY=VALUE", help="set any field by its name; may be repeated"),
-    "print_config": typer.Option(False, "--print-config", help="print the settings this call would use, as YAML, and stop"),
+    "print_config": typer.Option(
+        False, "--print-config", help="print the settings this call would use, as YAML, and stop"
+    ),
 }
 
 
-def verb(app: typer.Typer, name: str, config: type[Config], run: Callable[[Any], None], positional: tuple[str, ...] = ()) -> None:
+def verb(
+    app: typer.Typer, name: str, config: type[Config], run: Callable[[Any], None], positional: tuple[str, ...] = ()
+) -> None:
     """Add `name` to the app: options from the config's fields (their descriptions are the help), then run(settings)."""
 
     def command(**values: Any) -> None:
@@ -54,7 +58,9 @@ def _parameter(name: str, field: Any, positional: bool) -> inspect.Parameter:
     if positional:
         return _keyword(name, str | None, typer.Argument(None, help=help_, show_default=False))
     if field.annotation is bool:
-        return _keyword(name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=help_, show_default=False))
+        return _keyword(
+            name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=help_, show_default=False)
+        )
     if get_origin(field.annotation) is list:
         repeated = typer.Option(None, flag, help=f"{help_} (may be repeated)", show_default=False)
         return _keyword(name, list[str] | None, repeated)

@@ -51,7 +51,9 @@ def measure(name: str, d_model: int) -> dict[str, object]:
         "state_bytes": {T: mixer.state_bytes(T) for T in CONTEXTS},
         "forward_flops_per_token": {T: mixer.cost(T).flops / T for T in CONTEXTS},
         "step_flops": {T: mixer.cost(T, 1, "step").flops for T in CONTEXTS},
-        "symbols": dict(mixer.symbols), "limits": dict(mixer.limits), "oracle": mixer.oracle,
+        "symbols": dict(mixer.symbols),
+        "limits": dict(mixer.limits),
+        "oracle": mixer.oracle,
     }
 
 
@@ -70,15 +72,23 @@ def _print(c: Card, d_model: int, sizes: dict) -> None:
         out.print("[bold]Symbols[/]     " + ", ".join(f"{a} is {b}" for a, b in sizes["symbols"].items()))
     for mode, why in sizes["limits"].items():
         out.print(f"[bold]Cannot[/]      {mode}: {why}")
-    out.print(f"[bold]Cost[/]        training O({c.train_order}), one token O({c.decode_order}); memory: {c.state_growth}\n")
-    table = Table(title=f"one layer at d_model {d_model}: {in_words(sizes['parameters'])} parameters", title_justify="left", box=None)
+    out.print(
+        f"[bold]Cost[/]        training O({c.train_order}), one token O({c.decode_order}); memory: {c.state_growth}\n"
+    )
+    table = Table(
+        title=f"one layer at d_model {d_model}: {in_words(sizes['parameters'])} parameters",
+        title_justify="left",
+        box=None,
+    )
     for column in ("context", "state (float32)", "flops a token, training", "flops a token, decoding"):
         table.add_column(column, justify="right")
     for T in CONTEXTS:
         row = sizes["state_bytes"][T], sizes["forward_flops_per_token"][T], sizes["step_flops"][T]
         table.add_row(str(T), bytes_in_words(row[0]), in_words(row[1]), in_words(row[2]))
     out.print(table)
-    settings = Table(title="\nsettings, as in a pattern string: " + f"{c.name}(key=value)", title_justify="left", box=None)
+    settings = Table(
+        title="\nsettings, as in a pattern string: " + f"{c.name}(key=value)", title_justify="left", box=None
+    )
     for column in ("name", "default", "meaning"):
         settings.add_column(column)
     for name, (_, default, meaning) in c.fields.items():

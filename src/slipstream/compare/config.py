@@ -32,7 +32,9 @@ def separate(text: str | list[str] | tuple[str, ...]) -> list[str]:
     if not isinstance(text, str):
         return [str(t).strip() for t in text]
     if ";" not in text and "," in text and re.search(r"\d\s*\*", text):
-        raise ValueError("a pattern has commas of its own: separate architectures by ';' (and end with one if there is one only)")
+        raise ValueError(
+            "a pattern has commas of its own: separate architectures by ';' (and end with one if there is one only)"
+        )
     parts = text.split(";") if ";" in text else re.split(r",(?![^(]*\))", text)
     return [p.strip() for p in parts if p.strip()]
 
@@ -47,23 +49,35 @@ Integers = Annotated[list[int], BeforeValidator(_integers)]
 class CompareConfig(Config):
     """One run of `slipstream compare`."""
 
-    data: str | None = Field(None, description="a text file, a folder, - for standard input; a novel comes with slipstream")
+    data: str | None = Field(
+        None, description="a text file, a folder, - for standard input; a novel comes with slipstream"
+    )
     archs: Annotated[list[str], BeforeValidator(separate)] = Field(
-        list(EIGHT), min_length=1, description="names or patterns: a,b,c or 'a; 3*b, c; d' [default: eight, from LSTM to a hybrid]"
+        list(EIGHT),
+        min_length=1,
+        description="names or patterns: a,b,c or 'a; 3*b, c; d' [default: eight, from LSTM to a hybrid]",
     )
     params: Count = Field(300_000, gt=0, description="parameters of each, embeddings included, equal within 2 %")
     tokens: Count | None = Field(None, gt=0, description="tokens each is trained on [default: what the budget allows]")
-    context: int | None = Field(None, ge=8, description="tokens of one training sequence [default: 256, less for a short text]")
+    context: int | None = Field(
+        None, ge=8, description="tokens of one training sequence [default: 256, less for a short text]"
+    )
     budget: Seconds = Field(300.0, gt=0, description="time for everything, like 5m or 2h")
-    equal: Literal["tokens", "time"] = Field("tokens", description="train each on the same tokens, or for the same time")
+    equal: Literal["tokens", "time"] = Field(
+        "tokens", description="train each on the same tokens, or for the same time"
+    )
     seeds: int = Field(1, ge=1, description="how often each is trained, from different weights and data orders")
-    measure: Annotated[list[str], BeforeValidator(separate)] = Field(["quality", "recall", "speed"], description="what is measured")
+    measure: Annotated[list[str], BeforeValidator(separate)] = Field(
+        ["quality", "recall", "speed"], description="what is measured"
+    )
     lengths: Integers = Field([512, 2048, 8192], description="prompt lengths whose reading is timed")
     contexts: Integers = Field([512, 8192], description="contexts after which writing a token is timed")
     tokenizer: str = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
     batch_size: int = Field(8, ge=1, description="sequences of one training step")
     lr: float = Field(3e-3, gt=0, description="highest learning rate, the same for all")
-    jobs: int | None = Field(None, ge=1, description="architectures trained side by side, a thread each [default: the cores]")
+    jobs: int | None = Field(
+        None, ge=1, description="architectures trained side by side, a thread each [default: the cores]"
+    )
     out: Path | None = Field(None, description="folder of the results [default: runs/compare-NAME-OF-DATA]")
     fresh: bool = Field(False, description="start over where a comparison is already")
 

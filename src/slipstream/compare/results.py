@@ -32,7 +32,9 @@ class Results:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"another comparison is running in {self.folder}; wait for it, or choose another --out") from None
+                raise InputError(
+                    f"another comparison is running in {self.folder}; wait for it, or choose another --out"
+                ) from None
             yield
 
     def clear(self) -> None:
@@ -50,7 +52,9 @@ class Results:
         kept = json.loads(file.read_text())
         changed = [f"{k} was {kept.get(k)!r}, is {v!r}" for k, v in settings.items() if kept.get(k) != v]
         if changed:
-            raise InputError(f"{self.folder} holds a comparison with other settings ({'; '.join(changed)}); use --fresh or another --out")
+            raise InputError(
+                f"{self.folder} holds a comparison with other settings ({'; '.join(changed)}); use --fresh or another --out"
+            )
 
     def plan(self) -> dict[str, Any] | None:
         file = self.folder / "plan.json"

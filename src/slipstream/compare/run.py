@@ -112,7 +112,9 @@ class Comparison:
         paces: dict[str, float] = {}
         if self.config.tokens is None and "quality" in self.config.measure:
             seconds = tasks.CALIBRATION + 3
-            work = [Task(f"calibrate {a}", tasks.calibrate, (self._training(a, 0, 0),), seconds) for a in self.config.archs]
+            work = [
+                Task(f"calibrate {a}", tasks.calibrate, (self._training(a, 0, 0),), seconds) for a in self.config.archs
+            ]
             for done in self._go(work, shares(self.config)):
                 paces |= {r["arch"]: r["tokens_per_second"] for r in done.records}
         plan = make_plan(self.config, self.data, paces, self.jobs)
@@ -123,9 +125,20 @@ class Comparison:
         c = self.config
         by_time = {"budget": seconds} if c.equal == "time" and seconds else {"tokens": tokens or 10**9}
         return TrainConfig(
-            data=c.data, tokenizer=c.tokenizer, context=self.data.context, arch=arch, params=c.params, batch_size=c.batch_size, lr=c.lr,
-            seed=seed, out=self.results.folder / "models" / slug(arch) / f"seed-{seed}", save_every=2.0, threads=1,
-            eval_tokens=4096, device="cpu", **by_time,
+            data=c.data,
+            tokenizer=c.tokenizer,
+            context=self.data.context,
+            arch=arch,
+            params=c.params,
+            batch_size=c.batch_size,
+            lr=c.lr,
+            seed=seed,
+            out=self.results.folder / "models" / slug(arch) / f"seed-{seed}",
+            save_every=2.0,
+            threads=1,
+            eval_tokens=4096,
+            device="cpu",
+            **by_time,
         )
 
     def _work(self, plan: dict[str, Any]) -> None:
@@ -144,7 +157,9 @@ class Comparison:
                 self.results.add(record)
             if done.failure:
                 stage = "quality" if done.task.work is tasks.quality else "recall"
-                self.results.add({"kind": "failed", "arch": done.task.name.partition(" ")[2], "stage": stage, "reason": done.failure})
+                self.results.add(
+                    {"kind": "failed", "arch": done.task.name.partition(" ")[2], "stage": stage, "reason": done.failure}
+                )
                 self.on_event(Note(f"{done.task.name} failed: {done.failure}"))
 
     def _go(self, todo: list[Task], after: dict[str, float]) -> Iterator[Done]:
@@ -190,12 +205,25 @@ class Comparison:
     def _setup(self, plan: dict[str, Any], known: list[Record]) -> Record:
         c = self.config
         wanted = {"quality": c.seeds, "recall": c.seeds, "speed": 1}
-        missing = [a for a in c.archs for m in c.measure if sum(r["kind"] == m and r["arch"] == a for r in known) < wanted[m]]
+        missing = [
+            a for a in c.archs for m in c.measure if sum(r["kind"] == m and r["arch"] == a for r in known) < wanted[m]
+        ]
         return {
-            "kind": "setup", "data": self.data.name, "data_bytes": round(len(self.data.tokens.ids) * self.data.bytes_per_token),
-            "archs": c.archs, "params": c.params, "tokens": plan["tokens"], "context": plan["context"], "seeds": list(range(c.seeds)),
-            "equal": c.equal, "baseline_bpb": plan["baseline_bpb"], "machine": describe(measured=False), "command": command(c),
-            "version": __version__, "finished": not missing, "seconds": time.monotonic() - self.started,
+            "kind": "setup",
+            "data": self.data.name,
+            "data_bytes": round(len(self.data.tokens.ids) * self.data.bytes_per_token),
+            "archs": c.archs,
+            "params": c.params,
+            "tokens": plan["tokens"],
+            "context": plan["context"],
+            "seeds": list(range(c.seeds)),
+            "equal": c.equal,
+            "baseline_bpb": plan["baseline_bpb"],
+            "machine": describe(measured=False),
+            "command": command(c),
+            "version": __version__,
+            "finished": not missing,
+            "seconds": time.monotonic() - self.started,
         }
 
 
@@ -205,10 +233,18 @@ def model_record(arch: str, model: Any) -> Record:
     growths = {c.state_growth for c in cards}
     highest = max(cards, key=lambda c: len(c.train_order))
     return {
-        "kind": "model", "arch": arch, "pattern": model.config.pattern, "params": model.n_parameters(), "n_layers": model.config.n_layers,
-        "d_model": model.config.d_model, "d_ff": model.config.d_ff, "family": cards[0].family if len(cards) == 1 else "hybrid",
-        "train_order": highest.train_order, "decode_order": max((c.decode_order for c in cards), key=lambda o: o == "T"),
-        "state_growth": growths.pop() if len(growths) == 1 else "mixed", "use_when": cards[0].use_when if len(cards) == 1 else "",
+        "kind": "model",
+        "arch": arch,
+        "pattern": model.config.pattern,
+        "params": model.n_parameters(),
+        "n_layers": model.config.n_layers,
+        "d_model": model.config.d_model,
+        "d_ff": model.config.d_ff,
+        "family": cards[0].family if len(cards) == 1 else "hybrid",
+        "train_order": highest.train_order,
+        "decode_order": max((c.decode_order for c in cards), key=lambda o: o == "T"),
+        "state_growth": growths.pop() if len(growths) == 1 else "mixed",
+        "use_when": cards[0].use_when if len(cards) == 1 else "",
     }
 
 
@@ -220,9 +256,13 @@ def slug(arch: str) -> str:
 
 def command(config: CompareConfig) -> str:
     """The call that repeats this comparison."""
-    changed = {n: getattr(config, n) for n, f in CompareConfig.model_fields.items() if getattr(config, n) != f.default and n not in ("data", "fresh")}
+    changed = {
+        n: getattr(config, n)
+        for n, f in CompareConfig.model_fields.items()
+        if getattr(config, n) != f.default and n not in ("data", "fresh")
+    }
     joiner = {"archs": "; ", "measure": ","}
-    flags = [f'--{n.replace("_", "-")} {_quoted(v, joiner.get(n, ","))}' for n, v in changed.items()]
+    flags = [f"--{n.replace('_', '-')} {_quoted(v, joiner.get(n, ','))}" for n, v in changed.items()]
     return " ".join(["slipstream compare", *([config.data] if config.data else []), *flags])
 
 
@@ -234,4 +274,6 @@ def _quoted(value: Any, joiner: str) -> str:
 def check_measurable(config: CompareConfig) -> None:
     """Timings need trained models. Raises InputError when only speed is asked for."""
     if config.measure == ["speed"]:
-        raise InputError("speed is measured on the trained models of the comparison; add quality, or use slipstream bench")
+        raise InputError(
+            "speed is measured on the trained models of the comparison; add quality, or use slipstream bench"
+        )

@@ -36,7 +36,9 @@ def calibrate(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
         trainer.advance()
         times.append(time.perf_counter() - start)
         tell(min(1.0, sum(times) / CALIBRATION), "calibrating")
-    return [{"kind": "pace", "arch": config.arch, "tokens_per_second": trainer.tokens_per_step / statistics.median(times)}]
+    return [
+        {"kind": "pace", "arch": config.arch, "tokens_per_second": trainer.tokens_per_step / statistics.median(times)}
+    ]
 
 
 def quality(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
@@ -47,15 +49,25 @@ def quality(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
             tell(0.95 * event.done, f"{event.bits_per_byte:.2f} bits/byte")
 
     result = train(config, hear)
-    curve = [[p["tokens"], p["seconds"], p["validation"]] for p in _metrics(result.out) if p.get("validation") is not None]
+    curve = [
+        [p["tokens"], p["seconds"], p["validation"]] for p in _metrics(result.out) if p.get("validation") is not None
+    ]
     model = load(result.out)
     windows = held_out(model, text_data(config.data, config.tokenizer, config.context))
     stderr = statistics.stdev(windows) / len(windows) ** 0.5 if len(windows) > 1 else None
     return [
         {
-            "kind": "quality", "arch": config.arch, "seed": config.seed, "val_bpb": statistics.fmean(windows), "val_stderr": stderr,
-            "val_windows": [round(w, 4) for w in windows], "tokens": result.tokens, "seconds": result.seconds,
-            "tokens_per_second": result.tokens / result.seconds, "curve": curve, "diverged": False,
+            "kind": "quality",
+            "arch": config.arch,
+            "seed": config.seed,
+            "val_bpb": statistics.fmean(windows),
+            "val_stderr": stderr,
+            "val_windows": [round(w, 4) for w in windows],
+            "tokens": result.tokens,
+            "seconds": result.seconds,
+            "tokens_per_second": result.tokens / result.seconds,
+            "curve": curve,
+            "diverged": False,
         }
     ]
 
@@ -77,4 +89,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 def recall(tell: Tell, arch: str, data: str | None, seed: int, seconds: float) -> list[dict[str, Any]]:
     """The recall probe of a small model of this architecture, with facts planted in the user's own text."""
     text = read_text(data).content
-    return [recall_probe(arch, text, seconds=seconds, seed=seed, on_progress=tell) | {"kind": "recall", "arch": arch, "seed": seed}]
+    return [
+        recall_probe(arch, text, seconds=seconds, seed=seed, on_progress=tell)
+        | {"kind": "recall", "arch": arch, "seed": seed}
+    ]

@@ -77,7 +77,11 @@ def _hear(pipe: Connection, workers: dict[Connection, tuple[Any, Task]], waiting
     except (EOFError, ConnectionResetError):
         process.join()
         del workers[pipe]
-        yield Done(task, [], f"its process ended with code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else ""))
+        yield Done(
+            task,
+            [],
+            f"its process ended with code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else ""),
+        )
         return
     if kind == "news":
         yield News(task, *content)
@@ -114,7 +118,9 @@ def _serve(pipe: Connection) -> None:
         return
 
 
-def _attempt(work: Callable[..., list[dict[str, Any]]], arguments: tuple[Any, ...], tell: Tell) -> tuple[list[dict[str, Any]], str]:
+def _attempt(
+    work: Callable[..., list[dict[str, Any]]], arguments: tuple[Any, ...], tell: Tell
+) -> tuple[list[dict[str, Any]], str]:
     try:
         return work(tell, *arguments), ""
     except (BrokenPipeError, ConnectionResetError):

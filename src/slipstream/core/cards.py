@@ -50,7 +50,9 @@ def from_file(path: Path) -> Card:
         raise InputError(f"no file {path}; slipstream new-mixer NAME writes one")
     found = _read(path.stem, path.resolve())
     if not found:
-        raise InputError(f"{path} declares no mixer; it needs a class line like: class X(Mixer, name=\"x\", family=\"linear\")")
+        raise InputError(
+            f'{path} declares no mixer; it needs a class line like: class X(Mixer, name="x", family="linear")'
+        )
     if (known := cards().get(found[0].name)) and known.path != found[0].path:
         raise InputError(f"mixer {known.name!r} is declared twice: {known.path} and {path}")
     sys.path.insert(0, str(path.resolve().parent))
@@ -80,8 +82,11 @@ def card(name: str) -> Card:
 def _files() -> list[tuple[str, Path]]:
     root = Path(__file__).parent.parent
     own = [(_module_name(p, root), p) for p in sorted((root / "mixers").rglob("*.py")) if p.name != "__init__.py"]
-    others = [(e.module, Path(spec.origin)) for e in entry_points(group="slipstream.mixers")
-              if (spec := importlib.util.find_spec(e.module)) and spec.origin]
+    others = [
+        (e.module, Path(spec.origin))
+        for e in entry_points(group="slipstream.mixers")
+        if (spec := importlib.util.find_spec(e.module)) and spec.origin
+    ]
     return own + others
 
 
@@ -95,28 +100,46 @@ def _read(module: str, path: Path) -> list[Card]:
         return []
     tree = ast.parse(source, str(path))
     title, equation = _docstring(ast.get_docstring(tree, clean=False) or "")
-    return [_card(node, tree, source, module, path, title, equation)
-            for node in tree.body if isinstance(node, ast.ClassDef) and any(k.arg == "name" for k in node.keywords)]
+    return [
+        _card(node, tree, source, module, path, title, equation)
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and any(k.arg == "name" for k in node.keywords)
+    ]
 
 
-def _card(node: ast.ClassDef, tree: ast.Module, source: str, module: str, path: Path, title: str, equation: str) -> Card:
+def _card(
+    node: ast.ClassDef, tree: ast.Module, source: str, module: str, path: Path, title: str, equation: str
+) -> Card:
     keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
     facts = dict(fact for a in node.body if isinstance(a, ast.Assign) for fact in _constants(a))
     text = ast.get_source_segment(source, node) or ""
     return Card(
-        name=keywords["name"], family=keywords.get("family", ""), class_name=node.name, module=module, path=path,
-        title=title, equation=equation, paper=facts.get("paper", ""), use_when=facts.get("use_when", ""),
-        train_order=facts.get("train_order", "T"), decode_order=facts.get("decode_order", "1"),
-        grows="grows=True" in text, windowed="window" in text and "grows=True" not in text,
+        name=keywords["name"],
+        family=keywords.get("family", ""),
+        class_name=node.name,
+        module=module,
+        path=path,
+        title=title,
+        equation=equation,
+        paper=facts.get("paper", ""),
+        use_when=facts.get("use_when", ""),
+        train_order=facts.get("train_order", "T"),
+        decode_order=facts.get("decode_order", "1"),
+        grows="grows=True" in text,
+        windowed="window" in text and "grows=True" not in text,
         fields=_fields(node, tree, source),
     )
 
 
-def _constants(assignment: ast.Assign) -> list[tuple[str, object]]:
+def _constants(assignment: ast.Assign) -> list[tuple[str, str]]:
     """name = "text", or a, b = "text", "text"."""
     target, value = assignment.targets[0], assignment.value
-    names, values = (target.elts, value.elts) if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else ([target], [value])
-    return [(n.id, v.value) for n, v in zip(names, values) if isinstance(n, ast.Name) and isinstance(v, ast.Constant)]
+    names, values = (
+        (target.elts, value.elts)
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+        else ([target], [value])
+    )
+    return [(n.id, v.value) for n, v in zip(names, values) if isinstance(n, ast.Name) and isinstance(v, ast.Constant) and isinstance(v.value, str)]
 
 
 def _docstring(text: str) -> tuple[str, str]:

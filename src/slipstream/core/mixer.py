@@ -110,7 +110,10 @@ class Mixer(nn.Module, ABC):
         dtype, device = self._activations()
         slots = {
             name: torch.full(
-                (batch_size, *_dims(s, max_len)), s.start, dtype=torch.promote_types(s.dtype or dtype, dtype), device=device
+                (batch_size, *_dims(s, max_len)),
+                s.start,
+                dtype=torch.promote_types(s.dtype or dtype, dtype),
+                device=device,
             )
             for name, s in self.slots().items()
         }
@@ -120,7 +123,8 @@ class Mixer(nn.Module, ABC):
         """Bytes one sequence keeps after T tokens: read off the slots, never typed by hand."""
         dtype, _ = self._activations()
         return sum(
-            torch.Size(_dims(s, T)).numel() * torch.promote_types(s.dtype or dtype, dtype).itemsize for s in self.slots().values()
+            torch.Size(_dims(s, T)).numel() * torch.promote_types(s.dtype or dtype, dtype).itemsize
+            for s in self.slots().values()
         )
 
     def reserve(self, state: State, tokens: int) -> State:

@@ -28,7 +28,9 @@ def seconds(text: str | int | float) -> float:
 
 
 def _split(text: str | int | float) -> tuple[float, str]:
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]?)\s*", str(text).lower().replace(",", "").replace("_", ""))
+    match = re.fullmatch(
+        r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]?)\s*", str(text).lower().replace(",", "").replace("_", "")
+    )
     if not match:
         raise ValueError("write a number with a unit, like 3M or 5m")
     return float(match[1]), match[2]

@@ -90,7 +90,9 @@ class State:
 
         tensors = dict(_as_stored(n, t.detach().cpu()) for n, t in self.slots.items())
         with replacing(Path(path)) as temporary:
-            save_file({**tensors, "length": self.length.cpu()}, temporary, {"format": "slipstream.state", **(metadata or {})})
+            save_file(
+                {**tensors, "length": self.length.cpu()}, temporary, {"format": "slipstream.state", **(metadata or {})}
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> State:

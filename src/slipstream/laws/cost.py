@@ -49,7 +49,10 @@ def cost_grows_as_declared(s: Subject) -> None:
     orders: dict[Mode, str] = {"forward": s.mixer.train_order, "step": s.mixer.decode_order}
     for mode, order in orders.items():
         ratio = s.mixer.cost(2**22, 1, mode).flops / s.mixer.cost(2**21, 1, mode).flops
-        expect(abs(ratio - growth[order]) < 0.02 * growth[order], f"{mode}: twice the length costs {ratio:.2f} times, declared {order}")
+        expect(
+            abs(ratio - growth[order]) < 0.02 * growth[order],
+            f"{mode}: twice the length costs {ratio:.2f} times, declared {order}",
+        )
 
 
 LAWS: list[Law] = [cost_is_what_is_counted, cost_grows_as_declared]

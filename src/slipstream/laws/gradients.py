@@ -33,7 +33,10 @@ def gradients_are_the_equations(s: Subject) -> None:
 def gradients_flow_through_the_state(s: Subject) -> None:
     """Gradients flow through a state that is handed over, to prefill and to steps."""
     want = _gradients(s.mixer.forward, s.input(), s.mixer)
-    _same(_gradients(lambda x: in_pieces(s.mixer, x.split([9, 14], 1), s.mixer.init_state(B, T))[0], s.input(), s.mixer), want)
+    _same(
+        _gradients(lambda x: in_pieces(s.mixer, x.split([9, 14], 1), s.mixer.init_state(B, T))[0], s.input(), s.mixer),
+        want,
+    )
     _same(_gradients(lambda x: in_steps(s.mixer, x, s.mixer.init_state(B, T))[0], s.input(), s.mixer), want)
 
 
@@ -42,7 +45,9 @@ def the_future_reaches_no_output(s: Subject) -> None:
     for t in (1, 11, T - 1):
         x = s.input().requires_grad_()
         (grad,) = torch.autograd.grad(s.mixer(x)[:, :t].sum(), x)
-        expect(bool(grad[:, t:].abs().max() <= 1e-12 * grad.abs().max()), f"tokens after {t} reach the first {t} outputs")
+        expect(
+            bool(grad[:, t:].abs().max() <= 1e-12 * grad.abs().max()), f"tokens after {t} reach the first {t} outputs"
+        )
         expect(bool(grad[:, t - 1].abs().max() > 0), "the probe is dead: a token does not reach its own output")
 
 

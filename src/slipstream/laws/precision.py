@@ -25,7 +25,9 @@ def no_nan_at_extremes(s: Subject) -> None:
         x = (s.input().float().sign() * size).requires_grad_()
         y, state = mixer.prefill(x, mixer.init_state(B, T))
         y.sum().backward()
-        tensors = {"outputs": y, "gradient of x": x.grad} | {f"gradient of {n}": p.grad for n, p in mixer.named_parameters()}
+        tensors = {"outputs": y, "gradient of x": x.grad} | {
+            f"gradient of {n}": p.grad for n, p in mixer.named_parameters()
+        }
         for name, t in tensors.items():
             expect(t is not None and bool(t.isfinite().all()), f"{name} is not finite at |x| = {size}")
         for name, t in state.slots.items():

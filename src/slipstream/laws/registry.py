@@ -15,8 +15,14 @@ def the_card_is_the_class(s: Subject) -> None:
     read = (c.class_name, c.family, c.module, c.paper, c.use_when, c.train_order, c.decode_order)
     said = (cls.__name__, cls.family, cls.__module__, cls.paper, cls.use_when, cls.train_order, cls.decode_order)
     expect(read == said, f"the file reads {read}, the class says {said}")
-    expect(list(c.fields) == list(cls.Config.model_fields), f"fields read {list(c.fields)}, has {list(cls.Config.model_fields)}")
-    expect(c.grows == any(slot.grows for slot in s.mixer.slots().values()), "grows=True stands in the file, or not, against the slots")
+    expect(
+        list(c.fields) == list(cls.Config.model_fields),
+        f"fields read {list(c.fields)}, has {list(cls.Config.model_fields)}",
+    )
+    expect(
+        c.grows == any(slot.grows for slot in s.mixer.slots().values()),
+        "grows=True stands in the file, or not, against the slots",
+    )
     expect((c.state_growth == "none") == (not s.mixer.slots()), "a feed-forward has no slots, anything else has")
 
 
@@ -24,11 +30,16 @@ def the_card_is_complete(s: Subject) -> None:
     """Title, equation, paper, use and every setting are explained."""
     c = card(s.cls.name)
     expect(bool(c.title and c.equation.strip()), "the module docstring needs a title line and an indented equation")
-    expect(len(c.paper) > 20 and len(c.use_when) > 20 and bool(s.cls.oracle), "paper, use_when and oracle must be stated")
+    expect(
+        len(c.paper) > 20 and len(c.use_when) > 20 and bool(s.cls.oracle), "paper, use_when and oracle must be stated"
+    )
     silent = [n for n, (_, _, comment) in c.fields.items() if not comment]
     expect(not silent, f"Config fields without a comment on their line: {silent}")
     names = {n.rpartition(".")[2] for n, _ in s.mixer.named_parameters()}
-    expect(set(s.cls.no_weight_decay) <= names, f"no_weight_decay names {s.cls.no_weight_decay}, parameters are {sorted(names)}")
+    expect(
+        set(s.cls.no_weight_decay) <= names,
+        f"no_weight_decay names {s.cls.no_weight_decay}, parameters are {sorted(names)}",
+    )
 
 
 def default_settings_fit_common_widths(s: Subject) -> None:

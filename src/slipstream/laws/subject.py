@@ -37,7 +37,9 @@ class Subject:
 
     def input(self, tokens: int = T) -> Tensor:
         """(3 tokens D), the same at every call."""
-        return torch.randn(B, tokens, self.cls.tiny.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        return torch.randn(
+            B, tokens, self.cls.tiny.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:

@@ -18,7 +18,9 @@ class GroupedConfig(MixerConfig):
     """Settings of every softmax mixer with grouped heads."""
 
     n_heads: int | None = None  # query heads; default d_model / 64
-    n_kv_heads: int | None = None  # key and value heads, shared by groups of query heads; default n_heads, 1 is multi-query
+    n_kv_heads: int | None = (
+        None  # key and value heads, shared by groups of query heads; default n_heads, 1 is multi-query
+    )
     rope_base: float | None = 10000.0  # base of the rotary positions; None for no positions (NoPE)
     qk_norm: bool = False  # RMS-normalise q and k per head before the product
     conv_size: int = 0  # width of a short convolution on q, k and v; 0 for none
@@ -35,27 +37,32 @@ class GroupedQKV(nn.Module):
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads} groups")
         if config.rope_base and self.head_dim % 2:
-            raise InputError(f"rotary positions turn pairs: head_dim {self.head_dim} (d_model / n_heads) must be even, or rope_base none")
+            raise InputError(
+                f"rotary positions turn pairs: head_dim {self.head_dim} (d_model / n_heads) must be even, or rope_base none"
+            )
         widths = {"q": config.d_model, "k": self.n_kv_heads * self.head_dim, "v": self.n_kv_heads * self.head_dim}
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.d_model, w, bias=False) for w in widths.values())
         self.convs = nn.ModuleDict({n: ShortConv(w, config.conv_size) for n, w in widths.items() if config.conv_size})
 
     def slots(self) -> dict[str, Slot]:
-        return {f"conv_{n}": c.slot() for n, c in self.convs.items()}
+        return {f"conv_{n}": c.slot() for n, c in self._convs()}
+
+    def _convs(self) -> list[tuple[str, ShortConv]]:
+        return [(n, c) for n, c in self.convs.items() if isinstance(c, ShortConv)]
 
     def forward(
         self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """q, k, v and the new states of the convolutions; positions go on from state.length."""
         line, states = self._lines(x), {}
-        for name, conv in self.convs.items():
+        for name, conv in self._convs():
             line[name], states[f"conv_{name}"] = conv(line[name], state[f"conv_{name}"], lengths)
         positions = state.length[:, None] + torch.arange(x.shape[1], device=x.device)
         return *self._by_heads(line, positions), states
 
     def reference(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         line = self._lines(x)
-        line |= {n: conv.reference(line[n]) for n, conv in self.convs.items()}
+        line |= {n: conv.reference(line[n]) for n, conv in self._convs()}
         return self._by_heads(line, torch.arange(x.shape[1]).expand(x.shape[0], -1))
 
     def _lines(self, x: Tensor) -> dict[str, Tensor]:

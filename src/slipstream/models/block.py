@@ -42,4 +42,6 @@ class Block(nn.Module):
         return State.join(states, next(iter(states.values())).length)
 
     def reserve(self, state: State, tokens: int) -> State:
-        return State.join({str(i): m.reserve(state.scope(str(i)), tokens) for i, m in enumerate(self.mixers)}, state.length)
+        return State.join(
+            {str(i): m.reserve(state.scope(str(i)), tokens) for i, m in enumerate(self.mixers)}, state.length
+        )

@@ -24,10 +24,15 @@ def save(model: LanguageModel, directory: str | Path) -> None:
     folder = Path(directory)
     about = {"model_type": MODEL_TYPE, "architectures": ["LanguageModel"], **model.config.model_dump()}
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
-    write_text(folder / "generation_config.json", json.dumps({"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}, indent=2) + "\n")
+    write_text(
+        folder / "generation_config.json",
+        json.dumps({"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}, indent=2) + "\n",
+    )
     if model.tokenizer is not None:
         write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
-    tensors = {n: t.contiguous() for n, t in model.state_dict().items() if not (n == TIED and model.config.tie_embeddings)}
+    tensors = {
+        n: t.contiguous() for n, t in model.state_dict().items() if not (n == TIED and model.config.tie_embeddings)
+    }
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, {"format": "pt"})
 
@@ -49,7 +54,9 @@ def load(path: str | Path) -> LanguageModel:
 def _read_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
     if not file.is_file():
-        siblings = [p.name for p in folder.parent.glob("*") if (p / "config.json").is_file()] if folder.parent.is_dir() else []
+        siblings = (
+            [p.name for p in folder.parent.glob("*") if (p / "config.json").is_file()] if folder.parent.is_dir() else []
+        )
         hint = nearest(folder.name, siblings) if siblings else "slipstream train makes one"
         raise InputError(f"no model in {folder} (config.json is missing); {hint}")
     try:
@@ -84,7 +91,9 @@ def _fill(model: LanguageModel, tensors: dict[str, Any], file: Path) -> None:
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not"
-        raise InputError(f"{file} is of another architecture than config.json says: it {what} ({len(missing) + len(extra)} names differ)")
+        raise InputError(
+            f"{file} is of another architecture than config.json says: it {what} ({len(missing) + len(extra)} names differ)"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise InputError(f"{file}: {name} is {list(tensor.shape)}, config.json makes it {list(wanted[name].shape)}")

@@ -14,6 +14,8 @@ class ModelConfig(Config):
     n_layers: int = Field(ge=1, description="blocks; the pattern is repeated to this many")
     d_model: int = Field(ge=1, description="width of the residual stream")
     vocab_size: int = Field(256, ge=1, description="tokens of the vocabulary; 256 for bytes")
-    d_ff: int | None = Field(None, ge=1, description="inner width of the feed-forwards; None for each one's own default")
+    d_ff: int | None = Field(
+        None, ge=1, description="inner width of the feed-forwards; None for each one's own default"
+    )
     tie_embeddings: bool = Field(True, description="use the embedding matrix as output head too")
     norm_eps: float = Field(1e-6, gt=0, description="added under the root of every norm")

@@ -81,7 +81,12 @@ class LanguageModel(nn.Module):
 
     def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters to decay (matrices) and not to (vectors, and what the mixers name in no_weight_decay)."""
-        spared = {id(p) for m in self.stack.mixers() for n, p in m.named_parameters() if n.rpartition(".")[2] in m.no_weight_decay}
+        spared = {
+            id(p)
+            for m in self.stack.mixers()
+            for n, p in m.named_parameters()
+            if n.rpartition(".")[2] in m.no_weight_decay
+        }
         decay = [p for p in self.parameters() if p.ndim > 1 and id(p) not in spared]
         chosen = {id(p) for p in decay}
         return decay, [p for p in self.parameters() if id(p) not in chosen]

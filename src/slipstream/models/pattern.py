@@ -1,8 +1,8 @@
 """The pattern string: which mixers, in which order, with which settings. Read without torch.
 
-    "3*gated_deltanet, attention"                three blocks of one, one of the other, repeated to n_layers
-    "attention(n_kv_heads=1, window=none)/mlp"   settings in brackets, the feed-forward behind the slash (default swiglu)
-    "mamba/none"                                 no feed-forward
+"3*gated_deltanet, attention"                three blocks of one, one of the other, repeated to n_layers
+"attention(n_kv_heads=1, window=none)/mlp"   settings in brackets, the feed-forward behind the slash (default swiglu)
+"mamba/none"                                 no feed-forward
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import yaml
 from slipstream.core.cards import card
 from slipstream.core.errors import InputError, nearest
 
-ELEMENT = re.compile(r"\s*(?:(\d+)\s*\*)?\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*(?:/\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?)?\s*", re.I)
+ELEMENT = re.compile(
+    r"\s*(?:(\d+)\s*\*)?\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*(?:/\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?)?\s*", re.I
+)
 DEFAULT_FEEDFORWARD = "swiglu"
 
 
@@ -41,7 +43,9 @@ def parse(pattern: str) -> list[BlockSpec]:
     for element in _split(pattern):
         match = ELEMENT.fullmatch(element)
         if not match:
-            raise InputError(f"cannot read {element.strip()!r} in pattern {pattern!r}; write [count*]mixer[(key=value)][/feedforward]")
+            raise InputError(
+                f"cannot read {element.strip()!r} in pattern {pattern!r}; write [count*]mixer[(key=value)][/feedforward]"
+            )
         count, name, settings, feedforward, ff_settings = match.groups()
         if count == "0":
             raise InputError(f"{element.strip()!r} in pattern {pattern!r} asks for 0 blocks; count from 1")

@@ -18,7 +18,9 @@ STEP = 16  # widths are multiples of this: every default head count divides them
 FEWEST_FF = 16
 
 
-def sized(pattern: str, params: int, vocab_size: int, n_layers: int | None, d_model: int | None, **settings: object) -> ModelConfig:
+def sized(
+    pattern: str, params: int, vocab_size: int, n_layers: int | None, d_model: int | None, **settings: object
+) -> ModelConfig:
     """Settings of a model with `params` parameters within 2 %. Raises InputError with what was reached when none is."""
     n_layers = n_layers or max(len(parse(pattern)), depth(params))
     first = d_model or width(params, n_layers, vocab_size)

@@ -22,7 +22,11 @@ class Stack(nn.Module):
         """defaults: settings by mixer name that the pattern's own settings override."""
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block([build(p.name, {"d_model": d_model, **defaults.get(p.name, {}), **p.settings}) for p in spec.parts], d_model, eps)
+            Block(
+                [build(p.name, {"d_model": d_model, **defaults.get(p.name, {}), **p.settings}) for p in spec.parts],
+                d_model,
+                eps,
+            )
             for spec in specs
         )
         self.norm = RMSNorm(d_model, eps)
@@ -61,4 +65,6 @@ class Stack(nn.Module):
         return State.join(states, next(iter(states.values())).length)
 
     def reserve(self, state: State, tokens: int) -> State:
-        return State.join({str(i): b.reserve(state.scope(str(i)), tokens) for i, b in enumerate(self.blocks)}, state.length)
+        return State.join(
+            {str(i): b.reserve(state.scope(str(i)), tokens) for i, b in enumerate(self.blocks)}, state.length
+        )

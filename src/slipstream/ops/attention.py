@@ -34,11 +34,13 @@ def attention(
     past None: k and v are those of q's own tokens. Otherwise k and v are caches laid out by position, and q_t of row b stands
     at position past_b + t; what the cache holds beyond is not seen. lengths matter only to causal=False, which sees all.
     """
-    if past is None and (causal or lengths is None):
-        return _sdpa(q, k, v, None, causal, scale)
     if past is None:
+        if causal or lengths is None:
+            return _sdpa(q, k, v, None, causal, scale)
         past = torch.zeros_like(lengths)
-    if not torch.compiler.is_compiling():  # reading only what is filled costs a synchronisation, which a captured graph must not have
+    if (
+        not torch.compiler.is_compiling()
+    ):  # reading only what is filled costs a synchronisation, which a captured graph must not have
         filled = int(past.max()) + q.shape[1] if len(past) else 0
         k, v = k[:, :filled], v[:, :filled]
     ends = past[:, None] + (_until(q, causal, lengths) + 1)
@@ -99,11 +101,16 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
         return q.new_zeros(*q.shape[:3], v.shape[3])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(
+        1, 2
+    )
 
 
 def write_cache(
-    cache: Float[Tensor, "B S G K"], new: Float[Tensor, "B T G K"], past: Int[Tensor, "B"], lengths: Int[Tensor, "B"] | None = None
+    cache: Float[Tensor, "B S G K"],
+    new: Float[Tensor, "B T G K"],
+    past: Int[Tensor, "B"],
+    lengths: Int[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B S G K"]:
     """Put new tokens at positions past_b, past_b + 1, ... The cache is consumed: written in place where no gradient needs it."""
     new = zero_padding(new, lengths).to(cache.dtype)
@@ -115,7 +122,11 @@ def write_cache(
 
 
 def reference(
-    q: Float[Tensor, "B T H K"], k: Float[Tensor, "B T G K"], v: Float[Tensor, "B T G V"], window: int | None = None, causal: bool = True
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T G K"],
+    v: Float[Tensor, "B T G V"],
+    window: int | None = None,
+    causal: bool = True,
 ) -> Float[Tensor, "B T H V"]:
     """The definition, query by query."""
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
@@ -128,7 +139,9 @@ def reference(
     return torch.stack(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
 
 
-def attention_flops(T: int, B: int, H: int, K: int, mode: Literal["forward", "prefill", "step"], window: int | None = None) -> float:
+def attention_flops(
+    T: int, B: int, H: int, K: int, mode: Literal["forward", "prefill", "step"], window: int | None = None
+) -> float:
     """Products q.k and p.v of T tokens, or of one after T. Masked pairs count: they are computed (or skipped by tiles, on whole sequences)."""
     if window is None:
         pairs = T + 1 if mode == "step" else T * T

@@ -75,14 +75,18 @@ def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str,
     if not BACKENDS.get(op):
         return torch_form(*args, **kwargs)
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    call = Call(tensors[0].device.type, tensors[0].dtype, torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    call = Call(
+        tensors[0].device.type, tensors[0].dtype, torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    )
     backend = next((b for b in BACKENDS[op] if b.accepts(call)), None)
     return (backend.run if backend else torch_form)(*args, **kwargs)
 
 
 def _packed(run: Callable[..., Any], time: tuple[str, ...], arguments: dict[str, Any], cu_seqlens: Tensor) -> Any:
     """Run each document as a row of its own; entering and final states hold one row a document."""
-    along = [n for n in time if arguments.get(n) is not None and arguments[n].ndim > 1]  # a constant per head has no time
+    along = [
+        n for n in time if arguments.get(n) is not None and arguments[n].ndim > 1
+    ]  # a constant per head has no time
     bounds = check_cu_seqlens(cu_seqlens, arguments[along[0]].shape[1])
     ys: dict[int, Tensor] = {}
     finals: dict[int, Any] = {}

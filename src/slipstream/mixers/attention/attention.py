@@ -20,7 +20,9 @@ from slipstream.ops.attention import reference as softmax_reference
 
 class Attention(Mixer, name="attention", family="attention"):
     paper = "Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: Ainslie et al. 2023, arXiv:2305.13245"
-    use_when = "facts must be found again word for word at any distance, and memory that grows with the text is affordable"
+    use_when = (
+        "facts must be found again word for word at any distance, and memory that grows with the text is affordable"
+    )
     train_order = "T^2"
     decode_order = "T"
     symbols = {"Q": "q", "K": "k", "V": "v", "d_k": "head_dim"}

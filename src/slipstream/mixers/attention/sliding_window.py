@@ -22,7 +22,9 @@ from slipstream.ops.valid import last_tokens, zero_padding
 
 
 class SlidingWindow(Mixer, name="sliding_window", family="attention"):
-    paper = "Beltagy et al. 2020, arXiv:2004.05150, sec. 3.1; as in Mistral 7B, Jiang et al. 2023, arXiv:2310.06825, sec. 2"
+    paper = (
+        "Beltagy et al. 2020, arXiv:2004.05150, sec. 3.1; as in Mistral 7B, Jiang et al. 2023, arXiv:2310.06825, sec. 2"
+    )
     use_when = "what matters is nearby, must be exact, and memory must not grow with the text"
     symbols = {"W": "window", "Q": "q", "K": "k", "V": "v"}
     oracle = "transformers MistralForCausalLM, tests/oracles/test_attention_oracles.py"

@@ -1,6 +1,6 @@
 r"""MLP: two layers with a GELU between, each token by itself.
 
-    y = W_down gelu(W_up x)
+y = W_down gelu(W_up x)
 """
 
 from __future__ import annotations
