@@ -90,7 +90,7 @@ def test_cached_decoding_is_theirs(pair, tokens):
 
 def test_gradients_are_theirs(pair, tokens):
     ours, theirs = pair
-    for model, logits in ((ours, ours(tokens)), (theirs, theirs(tokens).logits)):
+    for logits in (ours(tokens), theirs(tokens).logits):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     grads = {n: p.grad for n, p in theirs.named_parameters()}
     for name, p in ours.named_parameters():

@@ -19,11 +19,14 @@ from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 
 import slipstream as ss
-from slipstream.ops.delta_scan import delta_scan
+from slipstream.ops.delta_scan import delta_scan, dplr_scan
+from slipstream.ops.outer_scan import outer_scan
 
 from . import make_linear_attention
 
-ARRAYS = dict(np.load(Path(__file__).with_name("linear_attention.npz")))
+
+def load(name):
+    return {n: torch.from_numpy(a) for n, a in np.load(Path(__file__).with_name(f"{name}.npz")).items()}
 D, T, PREFIX, B = 48, 37, 20, 2
 
 
@@ -124,7 +127,7 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_stored_arrays_are_met(name):
-    stored = {n.partition("/")[2]: torch.from_numpy(a) for n, a in ARRAYS.items() if n.startswith(name + "/")}
+    stored = {n.partition("/")[2]: t for n, t in load("linear_attention").items() if n.startswith(name + "/")}
     x, y = stored.pop("x"), stored.pop("y")
     mixer = ss.mixer(name, d_model=x.shape[-1], n_heads=2, **STORED[name]).double()
     mixer.load_state_dict(stored)
@@ -133,7 +136,42 @@ def test_stored_arrays_are_met(name):
 
 
 def test_the_stored_arrays_are_what_their_maker_makes():
-    made = make_linear_attention.make()
-    assert made.keys() == ARRAYS.keys()
+    made, stored = make_linear_attention.make(), load("linear_attention")
+    assert made.keys() == stored.keys()
     for name, array in made.items():
-        np.testing.assert_allclose(array, ARRAYS[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(array, stored[name], rtol=1e-9, atol=1e-12)
+
+
+SCALE = 8**-0.5
+FLA = {  # operator of fla -> ours over the stored inputs
+    "retention": lambda x: outer_scan(x["q"], x["k"], x["v"], torch.log1p(-(2.0 ** (-5 - torch.arange(2)))), scale=SCALE),
+    "gla": lambda x: outer_scan(x["q"], x["k"], x["v"], x["per_channel"], scale=SCALE),
+    "simple_gla": lambda x: outer_scan(x["q"], x["k"], x["v"], x["per_head"], scale=SCALE),
+    "delta": lambda x: delta_scan(x["q"], x["k"], x["v"], x["beta"], scale=SCALE),
+    "gated_delta": lambda x: delta_scan(x["q"], x["k"], x["v"], x["beta"], x["per_head"], scale=SCALE),
+    "kda": lambda x: delta_scan(x["q"], x["k"], x["v"], x["beta"], x["per_channel"], scale=SCALE),
+    "dplr": lambda x: dplr_scan(
+        *(x[n] for n in ("q", "k", "v", "read", "write", "per_channel")), scale=SCALE, erase="undecayed"
+    ),
+}
+
+@pytest.mark.parametrize("op", FLA)
+def test_the_ops_are_those_of_fla(op):
+    stored = load("fla_ops")
+    o, S = FLA[op](stored)
+    torch.testing.assert_close(o, stored[f"{op}/o"], rtol=1e-4, atol=1e-5)
+    if op != "retention":  # theirs gives no state
+        torch.testing.assert_close(S, stored[f"{op}/S"], rtol=1e-4, atol=1e-5)
+
+
+def test_rwkv7_is_the_official_package():
+    stored = load("rwkv7")
+    x, y, wkv = (stored.pop(n) for n in ("x", "y", "state"))
+    eps = 64e-5 / 8  # theirs is fixed, for heads of 64
+    mixer = ss.mixer("rwkv7", d_model=16, n_heads=2, decay_rank=3, rate_rank=3, gate_rank=3, norm_eps=eps)
+    mixer.load_state_dict(stored)
+    with torch.no_grad():
+        got, state = mixer.prefill(x[None], mixer.init_state(1))
+    assert y.std() > 0.1
+    torch.testing.assert_close(got[0], y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["S"][0].mT, wkv, rtol=1e-4, atol=1e-5)

@@ -56,3 +56,7 @@ def main() -> None:
 def _say(message: str, code: int) -> int:
     print(f"slipstream: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

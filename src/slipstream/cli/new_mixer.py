@@ -19,7 +19,7 @@ def add(app: typer.Typer) -> None:
 def new_mixer(
     name: str = typer.Argument(..., help="the new registry name, in snake_case"),
     like: str = typer.Option("linear_transformer", help="the mixer to begin from; see slipstream list"),
-    folder: Path = typer.Option(Path(), "--dir", help="where to put NAME.py"),
+    folder: Path = typer.Option(".", "--dir", help="where to put NAME.py"),
 ) -> None:
     """Begin a new architecture: one file, a working copy of another's, to be changed step by step with the laws beside it.
 

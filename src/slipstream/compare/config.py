@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from slipstream.core.config import Config
-from slipstream.core.errors import InputError
-from slipstream.core.quantities import Count, Seconds
+from slipstream.core.quantities import Count, Integers, Seconds
+from slipstream.models.archs import Archs, separate
 
 EIGHT = (
     "lstm",
@@ -24,35 +23,13 @@ EIGHT = (
 )
 
 
-def separate(text: str | list[str] | tuple[str, ...]) -> list[str]:
-    """Architectures from one line: split at semicolons if there are any, else at commas outside brackets.
-
-    Raises ValueError for `3*a, b` without a semicolon, which could mean one hybrid or two architectures.
-    """
-    if not isinstance(text, str):
-        return [str(t).strip() for t in text]
-    if ";" not in text and "," in text and re.search(r"\d\s*\*", text):
-        raise ValueError(
-            "a pattern has commas of its own: separate architectures by ';' (and end with one if there is one only)"
-        )
-    parts = text.split(";") if ";" in text else re.split(r",(?![^(]*\))", text)
-    return [p.strip() for p in parts if p.strip()]
-
-
-def _integers(text: str | list[int] | tuple[int, ...]) -> list[int]:
-    return [int(part) for part in text.split(",")] if isinstance(text, str) else list(text)
-
-
-Integers = Annotated[list[int], BeforeValidator(_integers)]
-
-
 class CompareConfig(Config):
     """One run of `slipstream compare`."""
 
     data: str | None = Field(
         None, description="a text file, a folder, - for standard input; a novel comes with slipstream"
     )
-    archs: Annotated[list[str], BeforeValidator(separate)] = Field(
+    archs: Archs = Field(
         list(EIGHT),
         min_length=1,
         description="names or patterns: a,b,c or 'a; 3*b, c; d' [default: eight, from LSTM to a hybrid]",
@@ -81,24 +58,14 @@ class CompareConfig(Config):
     out: Path | None = Field(None, description="folder of the results [default: runs/compare-NAME-OF-DATA]")
     fresh: bool = Field(False, description="start over where a comparison is already")
 
-    @field_validator("archs")
-    @classmethod
-    def _known(cls, archs: list[str]) -> list[str]:
-        from slipstream.models.pattern import parse
-
-        for arch in archs:
-            try:
-                parse(arch)
-            except InputError as error:
-                raise ValueError(str(error)) from None
-        return list(dict.fromkeys(archs))
-
     @field_validator("measure")
     @classmethod
     def _measures(cls, measure: list[str]) -> list[str]:
         unknown = set(measure) - {"quality", "recall", "speed"}
         if unknown:
             raise ValueError(f"{sorted(unknown)[0]!r} is not measured; choose from quality, recall, speed")
+        if measure == ["speed"]:
+            raise ValueError("speed is timed on trained models: add quality, or use slipstream bench")
         return measure
 
     @property

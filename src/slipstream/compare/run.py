@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from slipstream.compare.plan import make_plan, shares
 from slipstream.compare.results import Record, Results
 from slipstream.compare.workers import Done, News, Task, run_all
 from slipstream.core.cards import card
-from slipstream.core.errors import InputError
 from slipstream.core.files import write_text
 from slipstream.data.source import read_text, run_name
 from slipstream.data.text import TextData, text_data
@@ -256,24 +256,10 @@ def slug(arch: str) -> str:
 
 def command(config: CompareConfig) -> str:
     """The call that repeats this comparison."""
-    changed = {
-        n: getattr(config, n)
-        for n, f in CompareConfig.model_fields.items()
-        if getattr(config, n) != f.default and n not in ("data", "fresh")
-    }
-    joiner = {"archs": "; ", "measure": ","}
-    flags = [f"--{n.replace('_', '-')} {_quoted(v, joiner.get(n, ','))}" for n, v in changed.items()]
-    return " ".join(["slipstream compare", *([config.data] if config.data else []), *flags])
-
-
-def _quoted(value: Any, joiner: str) -> str:
-    text = joiner.join(map(str, value)) if isinstance(value, list) else str(value)
-    return f'"{text}"' if re.search(r"[ ;*(]", text) else text
-
-
-def check_measurable(config: CompareConfig) -> None:
-    """Timings need trained models. Raises InputError when only speed is asked for."""
-    if config.measure == ["speed"]:
-        raise InputError(
-            "speed is measured on the trained models of the comparison; add quality, or use slipstream bench"
-        )
+    words = ["slipstream", "compare", *([config.data] if config.data else [])]
+    for name, field in CompareConfig.model_fields.items():
+        value = getattr(config, name)
+        if name not in ("data", "fresh") and value != field.default:
+            text = ("; " if name == "archs" else ",").join(map(str, value)) if type(value) is list else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
+    return shlex.join(words)

@@ -36,6 +36,13 @@ def _split(text: str | int | float) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
+def integers(text: str | list[str | int]) -> list[int]:
+    """512,2k -> [512, 2000], from one line or several."""
+    parts = [text] if isinstance(text, str) else text
+    return [count(n) for part in parts for n in (part.split(",") if isinstance(part, str) else [part])]
+
+
+Integers = Annotated[list[int], BeforeValidator(integers)]
 Count = Annotated[int, BeforeValidator(count)]
 Seconds = Annotated[float, BeforeValidator(seconds)]
 

@@ -1,4 +1,7 @@
-"""The laws of the contract: each a function of one mixer that raises where it is broken. Run by the tests and by `slipstream check`."""
+"""The laws of the contract: each a function of one mixer that raises where it is broken.
+
+Run by the tests on every mixer, and by `slipstream check` on one.
+"""
 
 from slipstream.laws import cost, gradients, modes, precision, registry, state
 from slipstream.laws.subject import Law, Subject, judge

@@ -31,7 +31,7 @@ def sized(
         tried.append((abs(n_parameters(found) - params), found))
         if tried[-1][0] <= TOLERANCE * params:
             return found
-    miss, best = min(tried, key=lambda t: t[0])
+    best = min(tried, key=lambda t: t[0])[1]
     raise InputError(
         f"{pattern!r} cannot be {params} parameters within 2 % (vocabulary {vocab_size}, {n_layers} layers); nearest: "
         f"{n_parameters(best)} at d_model {best.d_model}. Ask for that, or another n_layers"

@@ -51,12 +51,12 @@ def train(config: TrainConfig, on_event: Listener = lambda event: None) -> Resul
     """
     folder = RunFolder(config.out or default_folder(run_name(config.data)))
     data = text_data(config.data, config.tokenizer, config.context, folder.tokens)
+    trainer = prepare(config, data)  # before anything is written, so that a mistake leaves nothing behind
     folder.claim(config, data.key)
     with written(folder.path):
-        data = data.kept_in(folder.tokens)
+        trainer.data = data.kept_in(folder.tokens)
     for note in data.notes:
         on_event(Note(note))
-    trainer = prepare(config, data)
     folder.resume(trainer)
     if trainer.finished and folder.model_is_there():
         on_event(Note(f"{folder.path} is finished already; --fresh starts over"))

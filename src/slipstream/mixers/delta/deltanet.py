@@ -27,7 +27,7 @@ class DeltaNet(Mixer, name="deltanet", family="delta"):
     use_when = "recall by key in constant memory matters more than forgetting, or states must be tracked"
     train_order, decode_order = "T", "1"
     symbols = {"W": "S transposed", "S": "S transposed", "beta": "beta"}
-    oracle = "delta_rule_recurrence of fla 0.6.0, stored in tests/oracles/delta_ops.npz"
+    oracle = "gradient steps in numpy, tests/oracles/linear_attention.npz; its op: delta_rule_recurrence of fla 0.6.0, fla_ops.npz"
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64

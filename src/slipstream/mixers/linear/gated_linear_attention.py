@@ -29,7 +29,7 @@ class GatedLinearAttention(Mixer, name="gated_linear_attention", family="linear"
     use_when = "long texts in constant memory where old content fades at its own pace; the delta rule recalls more"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S", "alpha": "exp(log_decay)", "tau": "gate_normaliser", "r": "silu(g_proj x)"}
-    oracle = "naive_recurrent_gla of fla 0.6.0, stored in tests/oracles/delta_ops.npz"
+    oracle = "the parallel form in numpy, tests/oracles/linear_attention.npz; its op: naive_recurrent_gla of fla 0.6.0, fla_ops.npz"
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64

@@ -30,7 +30,7 @@ class LinearTransformer(Mixer, name="linear_transformer", family="linear"):
     use_when = "a baseline for linear attention: the simplest constant memory, for short or repetitive sequences"
     train_order, decode_order = "T", "1"
     symbols = {"s": "S without its last column", "z": "the last column of S", "phi": "elu_plus_one"}
-    oracle = "the parallel form of eq. 9 with an explicit T x T matrix, stored in tests/oracles/linear_attention.npz"
+    oracle = "eq. 9 with its T x T matrix in numpy, tests/oracles/linear_attention.npz"
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64

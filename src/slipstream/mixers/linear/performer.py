@@ -35,7 +35,7 @@ class Performer(Mixer, name="performer", family="linear"):
     use_when = "a softmax model is to be approached in constant memory; more features come nearer and cost more"
     train_order, decode_order = "T", "1"
     symbols = {"phi": "exp(log_favor)", "omega": "projection_matrix", "m": "n_features"}
-    oracle = "eq. 4-5 with an explicit T x T matrix, stored in tests/oracles/linear_attention.npz"
+    oracle = "eq. 4-5 with their T x T matrix in numpy, tests/oracles/linear_attention.npz"
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64

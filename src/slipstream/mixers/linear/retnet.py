@@ -30,7 +30,7 @@ class RetNet(Mixer, name="retnet", family="linear"):
     use_when = "constant memory where relevance fades with distance at known rates: signals, sensors, local language"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S", "gamma": "exp(log_decay)", "Theta": "rope"}
-    oracle = "naive_retention of fla 0.6.0, stored in tests/oracles/delta_ops.npz"
+    oracle = "the parallel form in numpy, tests/oracles/linear_attention.npz; its op: naive_retention of fla 0.6.0, fla_ops.npz"
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64

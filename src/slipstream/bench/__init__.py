@@ -1,0 +1,1 @@
+"""Measurements: this machine, speed and memory of models, and what they can recall."""
