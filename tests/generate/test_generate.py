@@ -58,45 +58,45 @@ def test_text_and_ids_are_the_same_tokens(model):
 
 
 def test_a_stop_string_ends_the_text_before_it(model):
-    whole = text(generate(model, PROMPT, 80, **HOT))
+    whole = text(generate(model, PROMPT, 40, **HOT))
     stop = whole[20:23]
-    stream = generate(model, PROMPT, 80, **HOT, stop=[stop, "never to be seen"])
+    stream = generate(model, PROMPT, 40, **HOT, stop=[stop, "never to be seen"])
     assert text(stream) == whole[: whole.index(stop)]
     assert stream.ended == "stop"
-    assert text(generate(model, PROMPT, 80, **HOT, stop=stop)) == whole[: whole.index(stop)]
+    assert text(generate(model, PROMPT, 40, **HOT, stop=stop)) == whole[: whole.index(stop)]
     token = list(generate(model, ids(PROMPT), 30, **HOT))[10]
     assert token not in list(generate(model, ids(PROMPT), 30, **HOT, stop=[token]))
 
 
 def test_repetition_penalty_counts_prompt_and_text(model):
     """So strong that nothing is said twice."""
-    tokens = list(generate(model, ids(PROMPT), 60, temperature=0, repetition_penalty=1e6))
-    assert len({*tokens, *ids(PROMPT)}) == 60 + len(set(ids(PROMPT)))
+    tokens = list(generate(model, ids(PROMPT), 30, temperature=0, repetition_penalty=1e6))
+    assert len({*tokens, *ids(PROMPT)}) == 30 + len(set(ids(PROMPT)))
 
 
-@pytest.mark.parametrize("cut", [0, 1, 17])
+@pytest.mark.parametrize("cut", [0, 1, 11])
 @pytest.mark.parametrize("how", [{"temperature": 0}, HOT, HOT | {"repetition_penalty": 1.5, "top_p": 0.9}])
 def test_a_reading_on_disk_continues_token_for_token(model, tmp_path, cut, how):
-    whole = list(generate(model, ids(PROMPT), 40, **how))
+    whole = list(generate(model, ids(PROMPT), 25, **how))
     first = generate(model, ids(PROMPT), cut, **how)
     begun = list(first)
     first.reading.save(tmp_path / "state.safetensors", model)
     kept = Reading.load(tmp_path / "state.safetensors", model)
-    rest = list(generate(model, [], 40 - cut, **how, state=kept))
+    rest = list(generate(model, [], 25 - cut, **how, state=kept))
     assert begun + rest == whole
-    assert list(generate(model, [], 40 - cut, **how, state=kept)) == rest  # a reading is not used up
+    assert list(generate(model, [], 4, **how, state=kept)) == rest[:4]  # a reading is not used up
 
 
-@pytest.mark.parametrize("cut", range(1, 9))
+@pytest.mark.parametrize("cut", range(1, 6))
 def test_text_is_continued_within_a_character(model, tmp_path, cut):
     """Wherever the cut falls, the two texts are the whole one."""
     with torch.no_grad():
         model.head.proj.weight[128:] *= 12  # now mostly not ASCII
-    whole = text(generate(model, PROMPT, 30, **HOT))
+    whole = text(generate(model, PROMPT, 20, **HOT))
     first = generate(model, PROMPT, cut, **HOT)
     begun = text(first)
     first.reading.save(tmp_path / "s", model)
-    assert begun + text(generate(model, "", 30 - cut, **HOT, state=Reading.load(tmp_path / "s", model))) == whole
+    assert begun + text(generate(model, "", 20 - cut, **HOT, state=Reading.load(tmp_path / "s", model))) == whole
 
 
 def test_more_prompt_can_follow_a_reading(model):
@@ -144,18 +144,17 @@ PROMPTS = ["A", "Once upon a time there was a very long prompt, née", "Two word
 @pytest.mark.parametrize("how", [{"temperature": 0}, HOT, HOT | {"repetition_penalty": 1.4, "min_p": 0.02}])
 def test_a_row_of_a_batch_is_what_it_is_alone(model, how):
     how = {"seed": 5} | how
-    together = generate_batch(model.double(), PROMPTS, 30, **how, chunk=8)
+    together = generate_batch(model.double(), PROMPTS, 16, **how, chunk=8)
     for i, (prompt, row) in enumerate(zip(PROMPTS, together)):
-        assert row == text(generate(model, prompt, 30, **how | {"seed": 5 + i}))
-        assert [row] == generate_batch(model, [prompt], 30, **how | {"seed": 5 + i})
-    assert generate_batch(model, PROMPTS[::-1], 30, **how)[2][:1] != "" or how["temperature"] == 0
+        assert row == text(generate(model, prompt, 16, **how | {"seed": 5 + i}))
+    assert [together[2]] == generate_batch(model, PROMPTS[2:3], 16, **how | {"seed": 7})
 
 
 def test_rows_end_at_their_own_stop_string(model):
     model = model.double()
-    free = generate_batch(model, PROMPTS, 40, **HOT)
+    free = generate_batch(model, PROMPTS, 20, **HOT)
     stop = next(c for c in free[1] if c in free[3] and c not in free[0][:5])
-    ended = generate_batch(model, PROMPTS, 40, **HOT, stop=[stop])
+    ended = generate_batch(model, PROMPTS, 20, **HOT, stop=[stop])
     assert ended == [row.split(stop)[0] for row in free]
     assert len(set(map(len, ended))) > 1
 
@@ -178,7 +177,7 @@ def test_what_cannot_be_continued_is_said(model):
 def test_a_long_stream_keeps_no_history():
     """The state of a recurrent model and the reading beside it do not grow."""
     model = language_model("lstm", n_layers=1, d_model=16)
-    stream = generate(model, [1], 400, seed=0)
+    stream = generate(model, [1], 300, seed=0)
     sizes = set()
     for n, _ in enumerate(stream):
         if n % 100 == 50:
