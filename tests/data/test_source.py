@@ -68,7 +68,7 @@ def test_missing_empty_and_binary_files_are_refused_in_words(tmp_path):
     with pytest.raises(InputError, match="byte 0x00 at offset 3"):
         read_text(tmp_path / "binary")
     (tmp_path / "foreign").write_bytes("только".encode("koi8-r"))
-    with pytest.raises(InputError, match="byte 0xd4 at offset 0; .*iconv"):
+    with pytest.raises(InputError, match=r"byte 0xd4 at offset 0; .*iconv"):
         read_text(tmp_path / "foreign")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="no text in the folder"):

@@ -71,7 +71,7 @@ def test_what_is_held_out_is_not_learned_from():
 
 @pytest.mark.parametrize("spec", ["bpe:100", "words", "bpe:", "bpe:x"])
 def test_specs_that_are_none(spec):
-    with pytest.raises(ValueError, match="bpe:4096|count|number"):
+    with pytest.raises(ValueError, match=r"bpe:4096|count|number"):
         check(spec)
 
 

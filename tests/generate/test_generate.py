@@ -122,7 +122,7 @@ def test_states_of_other_models_are_refused(model, tmp_path):
     stream = generate(model, PROMPT, 3)
     stream.reading.save(tmp_path / "state.safetensors", model)
     other = language_model("lstm", n_layers=1, d_model=16)
-    with pytest.raises(InputError, match="is a state of another model: pattern .* there, 'lstm' here"):
+    with pytest.raises(InputError, match=r"is a state of another model: pattern .* there, 'lstm' here"):
         Reading.load(tmp_path / "state.safetensors", other)
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1
@@ -166,7 +166,7 @@ def test_what_cannot_be_continued_is_said(model):
         generate_batch(model, ["a", ""])
     with pytest.raises(InputError, match="token 999 is not in the vocabulary of 256"):
         generate(model, [999])
-    with pytest.raises(InputError, match="Sampling has no field|temperature"):
+    with pytest.raises(InputError, match=r"Sampling has no field|temperature"):
         generate(model, "a", temperature=-1)
     model.tokenizer = None
     with pytest.raises(InputError, match="carries no tokenizer"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from slipstream.core.errors import InputError
@@ -20,8 +22,8 @@ def test_it_rises_to_one_and_falls_to_nothing(schedule):
     assert max(shares) == pytest.approx(1.0)
     assert shares[-1] == pytest.approx(0.0, abs=1e-9)
     top = 100 if schedule == "cosine" else 700
-    assert all(a <= b for a, b in zip(shares[:100], shares[1:101]))
-    assert all(a >= b for a, b in zip(shares[top:-1], shares[top + 1 :]))
+    assert all(a <= b for a, b in pairwise(shares[:101]))
+    assert all(a >= b for a, b in pairwise(shares[top:]))
 
 
 def test_wsd_is_stable_between():
@@ -37,7 +39,8 @@ def test_no_warmup_and_no_decay():
 def test_settings_are_read_as_people_write_them():
     config = TrainConfig(params="3M", tokens="500k", budget="5m", tokenizer="bpe:4096", lr="1e-3")
     assert (config.params, config.tokens, config.budget, config.lr) == (3_000_000, 500_000, 300.0, 1e-3)
-    assert TrainConfig().most_tokens == 2_000_000
+    assert TrainConfig().most_tokens == 600_000
+    assert (TrainConfig().highest_lr, TrainConfig(optimizer="muon").highest_lr) == (3e-3, 6e-3)
     assert TrainConfig(budget=60).most_tokens == float("inf")
 
 

@@ -1,1 +1,1 @@
-"""Measurements: this machine, speed and memory of models, and what they can recall."""
+"""Measurements: speed, memory, recall, and the machine they were made on."""

@@ -1,100 +1,116 @@
-"""What this machine has and can do: cores, vector instructions, memory, and two physical limits measured in a second each."""
+"""The machine a measurement was made on: what it is, how fast its memory and its matrix products are, and what runs each op."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import platform
-import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slipstream.ops.dispatch import BACKENDS
+from slipstream import ops
+from slipstream.core.quantities import bytes_in_words
+from slipstream.ops import dispatch
 
-SIMD = ("avx512f", "amx_tile", "avx2", "fma", "asimd", "sve")
+SIMD = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "neon", "asimd", "sve")
+READ_BYTES = 256 * 2**20  # far more than any cache
+MATMUL = 1536  # rows and columns
+ENOUGH = 0.5  # seconds of repetitions
 
 
 def describe(measured: bool = True) -> dict[str, Any]:
-    """Facts of this machine; with `measured`, its matmul rate and memory bandwidth too (about two seconds)."""
-    flags = _cpu_flags()
-    facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "simd": [s for s in SIMD if s in flags],
-        "memory_gib": round(_memory() / 2**30, 1),
-        "os": platform.platform(terse=True),
+    """Facts of this machine, in the order a person would ask for them. measured: also memory bandwidth and matmul rate, which
+    take about two seconds, and the backend of each op."""
+    facts = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "simd": simd(),
+        "memory": bytes_in_words(memory_bytes()),
+        "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "load": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "backends": {op: [b.name for b in backends] for op, backends in sorted(BACKENDS.items())},
     }
-    return facts | ({"matmul_gflops": matmul_rate(), "read_gb_per_s": read_bandwidth()} if measured else {})
+    return facts | (rates() | {"backends": backends()} if measured else {})
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def rates() -> dict[str, float]:
+    """Reading memory, and float32 matrix products, with the threads torch has."""
+    return {"read_gb_per_second": round(read_rate() / 1e9, 1), "matmul_gflops": round(matmul_rate() / 1e9, 1)}
 
 
-def matmul_rate(size: int = 1536, repeats: int = 5) -> float:
-    """GFLOP/s of a large float32 matrix product, all threads; the best of a few."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return round(2 * size**3 / _best(lambda: a @ b, repeats) / 1e9, 1)
+def read_rate(n_bytes: int = READ_BYTES) -> float:
+    """Bytes a second of summing a tensor that fits no cache."""
+    x = torch.ones(n_bytes // 4)
+    return n_bytes / _best(x.sum)
 
 
-def read_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
-    """GB/s of summing a large float32 array, all threads; the best of a few."""
-    x = torch.ones(megabytes * 2**18)
-    return round(x.nbytes / _best(lambda: x.sum(), repeats) / 1e9, 1)
+def matmul_rate(n: int = MATMUL) -> float:
+    """Floating-point operations a second of one large float32 product."""
+    a, b = torch.ones(n, n), torch.ones(n, n)
+    return 2.0 * n**3 / _best(lambda: a @ b)
 
 
-def two_threads_help() -> dict[str, float]:
-    """Milliseconds of a small training-like step with one thread and with all: which to use for tiny models."""
-    threads, x, w = torch.get_num_threads(), torch.randn(256, 128), torch.randn(128, 128)
-    found = {}
-    for n in (1, usable_cores()):
-        torch.set_num_threads(n)
-        found[f"{n}"] = round(1e3 * statistics.median(_times(lambda: torch.tanh(x @ w) @ w, 200)), 4)
-    torch.set_num_threads(threads)
-    return found
+def _best(run: Callable[[], object]) -> float:
+    """The shortest of some repetitions: what the machine can do when nothing disturbs it."""
+    run()
+    start, taken = time.perf_counter(), []
+    while len(taken) < 3 or time.perf_counter() - start < ENOUGH:
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
-def _times(f: Any, repeats: int) -> list[float]:
-    f()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return times
+def backends() -> list[dict[str, str]]:
+    """For each op: what runs it here, reading and training, and why."""
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [_backend(op, device) for op in sorted(dispatch.OPS)]
 
 
-def _best(f: Any, repeats: int) -> float:
-    return min(_times(f, repeats))
+def _backend(op: str, device: str) -> dict[str, str]:
+    offered = [b.name for b in dispatch.BACKENDS.get(op, [])]
+    reading, training = (dispatch.chosen(op, dispatch.Call(device, torch.float32, grad)) for grad in (False, True))
+    if not offered:
+        why = "no other form of it is there"
+    elif reading == training == "torch":
+        why = f"{', '.join(offered)} does not take float32 on {device}"
+    else:
+        why = f"{', '.join(offered)} is there for {device} in float32" + ("" if reading == training else ", without gradients only")
+    return {"op": op, "reading": reading, "training": training, "why": why}
 
 
-def _cpu_name() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def overloaded() -> str:
+    """Why timings made now would mislead, or ''."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load average {load:.1f} on {cores} cores: other work is running, timings will be too long" if load > cores else ""
 
 
-def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
+def cpu_name() -> str:
+    named = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def simd() -> str:
+    """The instruction sets that matter here, and the width torch's own code was chosen for."""
+    flags = next((set(line.split()) for line in _lines("/proc/cpuinfo") if line.lower().startswith(("flags", "features"))), set())
+    has = [name for name in SIMD if name in flags]
+    return " ".join(has) + f" (torch uses {torch.backends.cpu.get_cpu_capability()})"
 
 
-def _memory() -> int:
+def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _lines(path: str) -> list[str]:
+    """A file of the system's, or nothing where there is none (not on Linux)."""
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

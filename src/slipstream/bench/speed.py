@@ -1,131 +1,118 @@
-"""How fast models read and write: medians of repetitions interleaved over the models, so that a disturbance hits all alike."""
+"""How fast models read a prompt, write the next token after it, and train; and what they have to remember for it.
+
+Times are of batch 1, in float32, with as many threads as torch has been given; models of one call are timed in turn, so that
+they share whatever the machine is busy with.
+"""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from slipstream.bench.timing import Timing, interleaved
 from slipstream.core.state import State
 from slipstream.models.language_model import LanguageModel
 
+Tell = Callable[[float, str], None]  # share of the time that is used, what is going on
 Record = dict[str, Any]
-Listener = Callable[[float, str], None]
-LEAST, MOST = 3, 15  # repetitions; the least only while the budget lasts
-DECODE = 8  # tokens written in one timing
-TRAIN = (4, 256)  # rows and tokens of a timed training step
+Models = Mapping[str, LanguageModel]
 
-
-@dataclass
-class Probe:
-    """One thing that is timed again and again. units: tokens it handles, to divide by."""
-
-    arch: str
-    kind: str
-    size: int
-    run: Callable[[], float]
+TRAIN_SHAPE = (8, 256)  # sequences and tokens of one training step
+STEPS = 16  # tokens written in one go, to time one of them
+KEPT_ROOM = 1024  # tokens a growing state has room for after its context: far more than are written here
 
 
 def measure(
-    models: dict[str, LanguageModel],
-    lengths: list[int],
-    contexts: list[int],
-    budget: float,
-    listen: Listener = lambda share, text: None,
-    train: bool = True,
+    models: Models,
+    lengths: Sequence[int] = (512, 2048, 8192),
+    contexts: Sequence[int] = (512, 8192),
+    seconds: float = 60.0,
+    on_progress: Tell = lambda share, text: None,
 ) -> list[Record]:
-    """A speed record a model: prefill seconds by prompt length, decode ms a token by context, training tokens a second.
-
-    budget: seconds in all. The first run of each probe is thrown away; each then runs at least once, mostly LEAST to MOST times.
-    """
-    started = time.perf_counter()
-    probes = [p for name, model in models.items() for p in _probes(name, model, lengths, contexts, train)]
-    times: dict[int, list[float]] = defaultdict(list)
-    for i, p in enumerate(probes):
-        listen(0.3 * i / len(probes), f"{p.arch}: {p.kind} {p.size}")
-        p.run()
-    warm = time.perf_counter() - started
-    for round_ in range(MOST):
-        for i, p in enumerate(probes):
-            spent = time.perf_counter() - started
-            if round_ >= (1 if spent > budget else LEAST) and spent + warm * 0.5 > budget:
-                return [_record(name, probes, times) for name in models]
-            times[i].append(p.run())
-            listen(min(0.99, max(0.3, spent / budget)), f"{p.arch}: {p.kind} {p.size}")
-    return [_record(name, probes, times) for name in models]
+    """A record of kind "speed" for each model: prefill [[tokens, seconds, spread]], decode [[context, ms, spread]] and train,
+    in tokens a second. seconds: for everything; where it is too short, every figure is still measured once."""
+    jobs = [("train", 0), *(("decode", n) for n in sorted(contexts)), *(("prefill", n) for n in sorted(lengths))]
+    jobs.sort(key=lambda job: (job[1], job[0]))
+    clock, found = Clock(seconds), {}
+    for i, (kind, tokens) in enumerate(jobs):
+        now = f"{kind} at {tokens:,} tokens" if tokens else kind
+        on_progress(clock.share(), now)
+        with torch.set_grad_enabled(kind == "train"):
+            work = {name: WORK[kind](model, tokens) for name, model in models.items()}
+            tell = lambda n, now=now: on_progress(clock.share(), now)  # noqa: E731
+            found[kind, tokens] = interleaved(work, clock.left() / (len(jobs) - i), on_round=tell)
+    on_progress(1.0, "timed")
+    return [_record(name, found) for name in models]
 
 
-def state_record(arch: str, model: LanguageModel, contexts: list[int]) -> Record:
-    """Bytes one sequence keeps, by context: as declared, which the laws compare with what is kept."""
-    return {"kind": "state", "arch": arch, "bytes": [[n, model.state_bytes(n)] for n in contexts]}
+class Clock:
+    """What is left of a budget."""
+
+    def __init__(self, seconds: float) -> None:
+        self.start, self.seconds = time.perf_counter(), seconds
+
+    def left(self) -> float:
+        return max(0.0, self.seconds - (time.perf_counter() - self.start))
+
+    def share(self) -> float:
+        return 1 - self.left() / self.seconds if self.seconds else 1.0
 
 
-def _probes(name: str, model: LanguageModel, lengths: list[int], contexts: list[int], train: bool) -> list[Probe]:
-    model.eval()
-    prefill = [Probe(name, "prefill", n, lambda n=n: _prefill(model, _tokens(model, 1, n))) for n in lengths]
-    read = {n: _read(model, n) for n in contexts}
-    decode = [Probe(name, "decode", n, lambda n=n: _decode(model, read[n])) for n in contexts]
-    steps = [Probe(name, "train", TRAIN[0] * TRAIN[1], lambda: _train(model, _tokens(model, *TRAIN)))] if train else []
-    return [*prefill, *decode, *steps]
+def _tokens(model: LanguageModel, *shape: int) -> torch.Tensor:
+    return torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
-def _tokens(model: LanguageModel, rows: int, n: int) -> Tensor:
-    return torch.randint(model.config.vocab_size, (rows, n), generator=torch.Generator().manual_seed(0))
+def _reading(model: LanguageModel, tokens: int) -> Callable[[], object]:
+    """A prompt in one call."""
+    prompt = _tokens(model, 1, tokens)
+    return lambda: model.prefill(prompt, model.init_state(1, tokens), logits="last")
 
 
-@torch.no_grad()
-def _prefill(model: LanguageModel, tokens: Tensor) -> float:
-    """Seconds to read a prompt and predict the next token."""
-    start = time.perf_counter()
-    model.prefill(tokens)
-    return time.perf_counter() - start
+def _writing(model: LanguageModel, context: int) -> Callable[[], object]:
+    """STEPS tokens after a context, which is read here, untimed. The state goes on from call to call."""
+    _, state = model.prefill(_tokens(model, 1, context), model.init_state(1, context + KEPT_ROOM), logits=None)
+    return partial(_write, model, _tokens(model, 1, 1), [state])
 
 
-@torch.no_grad()
-def _read(model: LanguageModel, context: int) -> State:
-    """The state after a context, with room to write."""
-    return model.reserve(model.prefill(_tokens(model, 1, context), logits=None)[1], 4 * DECODE)
+def _write(model: LanguageModel, token: torch.Tensor, held: list[State]) -> None:
+    for _ in range(STEPS):
+        _, held[0] = model.step(token, held[0])
 
 
-@torch.no_grad()
-def _decode(model: LanguageModel, state: State) -> float:
-    """Milliseconds a token, writing a few after the context."""
-    state, token = state.clone(), torch.zeros(1, 1, dtype=torch.long)
-    model.step(token, state.clone())
-    start = time.perf_counter()
-    for _ in range(DECODE):
-        logits, state = model.step(token, state)
-        token = logits.argmax(-1)
-    return 1e3 * (time.perf_counter() - start) / DECODE
+def _training(model: LanguageModel, _: int) -> Callable[[], object]:
+    """Forward and backward of one batch, without the optimiser, which is the same for all."""
+    batch = _tokens(model, TRAIN_SHAPE[0], TRAIN_SHAPE[1] + 1)
+
+    def once() -> None:
+        logits = model(batch[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
+        model.zero_grad(set_to_none=True)
+
+    return once
 
 
-def _train(model: LanguageModel, tokens: Tensor) -> float:
-    """Tokens a second, forward and backward."""
-    start = time.perf_counter()
-    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    model.zero_grad(set_to_none=True)
-    return tokens.numel() / (time.perf_counter() - start)
+WORK = {"prefill": _reading, "decode": _writing, "train": _training}
 
 
-def _record(name: str, probes: list[Probe], times: dict[int, list[float]]) -> Record:
-    """Medians, each with its spread: half the distance between the quartiles."""
-    found: dict[str, list[list[float]]] = {"prefill": [], "decode": [], "train": []}
-    for i, p in enumerate(probes):
-        if p.arch == name and times[i]:
-            found[p.kind].append([p.size, statistics.median(times[i]), _spread(times[i])])
-    trained = found["train"][0][1] if found["train"] else None
-    return {"kind": "speed", "arch": name, "prefill": found["prefill"], "decode": found["decode"], "train": trained}
+def _record(name: str, found: dict[tuple[str, int], dict[str, Timing]]) -> Record:
+    def points(kind: str, unit: float) -> list[list[float]]:
+        return [[n, t[name].seconds * unit, t[name].spread * unit] for (k, n), t in found.items() if k == kind]
+
+    tokens = TRAIN_SHAPE[0] * TRAIN_SHAPE[1]
+    return {
+        "kind": "speed",
+        "arch": name,
+        "prefill": points("prefill", 1.0),
+        "decode": points("decode", 1000 / STEPS),
+        "train": tokens / found["train", 0][name].seconds,
+    }
 
 
-def _spread(times: list[float]) -> float:
-    if len(times) < 3:
-        return (max(times) - min(times)) / 2
-    low, _, high = statistics.quantiles(times, n=4)
-    return (high - low) / 2
+def state_record(name: str, model: LanguageModel, contexts: Sequence[int]) -> Record:
+    """Bytes one sequence keeps after so many tokens: read off the mixers' slots, not measured."""
+    return {"kind": "state", "arch": name, "bytes": [[n, model.state_bytes(n)] for n in contexts]}

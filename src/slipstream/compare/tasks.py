@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from slipstream.bench.recall import recall_probe
 from slipstream.compare.workers import Tell
 from slipstream.core.objective import bits_per_byte
 from slipstream.data.source import read_text
@@ -87,8 +88,6 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 
 def recall(tell: Tell, arch: str, data: str | None, seed: int, seconds: float) -> list[dict[str, Any]]:
     """The recall probe of a small model of this architecture, with facts planted in the user's own text."""
-    from slipstream.bench.recall import recall_probe
-
     text = read_text(data).content
     return [
         recall_probe(arch, text, seconds=seconds, seed=seed, on_progress=tell)

@@ -20,12 +20,17 @@ class Sampling(Config):
     min_p: float | None = Field(None, ge=0, le=1, description="leave out what is below this share of the likeliest")
 
 
-class GenerateConfig(Sampling):
-    """One call of `slipstream generate`."""
+class Task(Config):
+    """What is continued, with what, how far."""
 
     run: Path = Field(description="the folder of a run, or a model.safetensors file")
     prompt: str | None = Field(None, description="the text to continue; - reads standard input")
     max_new_tokens: Count = Field(200, ge=0, description="tokens to write at most")
+
+
+class GenerateConfig(Sampling, Task):
+    """One call of `slipstream generate`."""
+
     stop: list[str] = Field(default_factory=list, description="end before this text")
     seed: int | None = Field(None, ge=0, description="the same seed writes the same text (default: another every time)")
     save_state: Path | None = Field(None, description="keep what was read and written in this file, to continue later")

@@ -50,4 +50,4 @@ def draw(p: Float[Tensor, "B V"], seeds: list[int], positions: list[int]) -> Int
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on nothing else (Philox, a counter-based generator)."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+    return float(np.random.Generator(np.random.Philox(key=seed % 2**64, counter=position)).random())

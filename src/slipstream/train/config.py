@@ -12,7 +12,8 @@ from slipstream.core.quantities import Count, Seconds
 from slipstream.data.spec import TokenizerSpec
 
 PARAMS = 1_000_000
-TOKENS = 2_000_000
+TOKENS = 600_000  # about one pass over the novel, a few minutes on one core
+LEARNING_RATES = {"adamw": 3e-3, "muon": 6e-3}  # for models of about a million parameters
 
 
 class Subject(Config):
@@ -30,11 +31,11 @@ class Subject(Config):
 class Recipe(Config):
     """How it is trained. Steps, batches and learning rates follow from this alone: two models can be given the same."""
 
-    tokens: Count | None = Field(None, description="tokens to train on (default: 2M, without end under --budget)")
+    tokens: Count | None = Field(None, description="tokens to train on (default: 600k, without end under --budget)")
     budget: Seconds | None = Field(None, gt=0, description="time to train, like 5m; such a run is not the same twice")
     batch_size: int = Field(8, ge=1, description="sequences of one step")
     grad_accumulation: int = Field(1, ge=1, description="parts a batch is cut into: less memory, same result")
-    lr: float = Field(3e-3, gt=0, description="highest learning rate")
+    lr: float | None = Field(None, gt=0, description="highest learning rate (default: 3e-3, 6e-3 for muon)")
     schedule: Literal["cosine", "wsd"] = Field("cosine", description="cosine, or wsd: warm-up, stable, decay")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the run in which the learning rate rises")
     decay: float = Field(0.2, ge=0, le=1, description="share of the run in which wsd falls")
@@ -54,6 +55,10 @@ class Recipe(Config):
             parts = f"grad_accumulation {self.grad_accumulation} parts"
             raise ValueError(f"batch_size {self.batch_size} does not divide into {parts}")
         return self
+
+    @property
+    def highest_lr(self) -> float:
+        return self.lr or LEARNING_RATES[self.optimizer]
 
     @property
     def most_tokens(self) -> float:

@@ -132,8 +132,9 @@ def written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
-    except SafetensorError as error:
-        raise InputError(f"cannot write to {folder}: {error}; choose another --out") from None
+    except SafetensorError as error:  # "Error while serializing: I/O error: No space left on device (os error 28)"
+        why = str(error).rpartition("error: ")[2].partition(" (os error")[0]
+        raise InputError(f"cannot write to {folder}: {why}; choose another --out") from None
 
 
 def default_folder(name: str) -> Path:

@@ -88,7 +88,7 @@ class Trainer:
     def advance(self) -> Point:
         """Make one step, and measure the validation loss when it is due."""
         before, started = self.done, time.perf_counter()
-        lr = self.recipe.lr * lr_share(min(1.0, self._share(self.step + 0.5)), self.recipe)
+        lr = self.recipe.highest_lr * lr_share(min(1.0, self._share(self.step + 0.5)), self.recipe)
         loss = self._gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip).item()
         self._refuse_nonsense(loss, norm, lr)
@@ -130,7 +130,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise InputError(
                 f"training broke down at step {self.step + 1}: loss {loss}, gradient norm {norm}, learning rate "
-                f"{lr:.2g}; try --lr {self.recipe.lr / 3:.1g}, a longer --warmup or --precision float32"
+                f"{lr:.2g}; try --lr {self.recipe.highest_lr / 3:.1g}, a longer --warmup or --precision float32"
             )
 
     def _evaluation_is_due(self, before: float) -> bool:

@@ -22,11 +22,11 @@ class Optimizers:
             {"params": [p for p in decay if id(p) not in by_muon], "weight_decay": recipe.weight_decay},
             {"params": spared, "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
+        adamw = torch.optim.AdamW(groups, lr=recipe.highest_lr, betas=BETAS, fused=True)
         self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if muon:
             self.parts["muon"] = torch.optim.Muon(
-                muon, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+                muon, lr=recipe.highest_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
 
     def step(self, lr: float) -> None:

@@ -96,7 +96,7 @@ def test_a_short_text_shortens_only_a_context_that_nobody_asked_for(tmp_path):
     assert "context 49 instead of 256" in data.notes[0]
     assert data.batch(0, 2, 0).shape == (2, 50)
     assert sum(len(b) for b, _ in data.validation(4)) == 1
-    with pytest.raises(InputError, match="has 100 tokens, and context 64 needs 130 .* or give --context 49 at most"):
+    with pytest.raises(InputError, match=r"has 100 tokens, and context 64 needs 130 .* or give --context 49 at most"):
         text_data(file, context=64)
     file.write_text("tiny")
     with pytest.raises(InputError, match="has 4 tokens, and context 8 needs 18"):

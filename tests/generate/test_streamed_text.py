@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ LETTERS = st.text(alphabet="abc\n", max_size=30)
 def cut(text: str, points: list[int]) -> list[str]:
     """The text in pieces, cut at these places."""
     edges = sorted({0, len(text), *(p % (len(text) + 1) for p in points)})
-    return [text[a:b] for a, b in zip(edges, edges[1:])]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -26,7 +28,10 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@given(text=LETTERS, stops=st.lists(st.text(alphabet="abc\n", min_size=1, max_size=4), max_size=3), points=st.lists(st.integers(0, 99)))
+STOPS = st.lists(st.text(alphabet="abc\n", min_size=1, max_size=4), max_size=3)
+
+
+@given(text=LETTERS, stops=STOPS, points=st.lists(st.integers(0, 99)))
 @settings(max_examples=400, deadline=None)
 def test_stop_strings_end_the_text_at_the_same_place_for_every_cut(text, stops, points):
     waiting, shown = StopStrings(stops), ""

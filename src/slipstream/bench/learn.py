@@ -1,0 +1,107 @@
+"""Learning a recall task: from few symbols and pairs up a ladder to the goal, on examples that are never seen twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from slipstream.bench.probe_model import answer_logits, answer_loss, answers
+from slipstream.bench.scoring import Score, score
+from slipstream.bench.task import Level, Task
+from slipstream.models.language_model import LanguageModel
+
+LR, BETAS, WARM_UP = 1e-2, (0.9, 0.99), 20
+COOLING = 0.7  # share of the rate that is taken away as the goal is reached
+TOKENS = 1400  # of one batch: short sequences come in larger batches
+CLIMB, SOLVED = 0.8, 0.99  # accuracy for the next rung of the ladder, and at the goal
+LOOK_EVERY = 20  # steps from one look at the goal to the next
+LOOKS = 1024  # answers of one look
+
+Tell = Callable[[float, str], None]  # share of the time that is used, what is going on
+
+
+@dataclass
+class Learned:
+    """examples_to_solve: seen when 99 % of fresh questions were answered, or None. curve: (examples, accuracy at the goal)."""
+
+    examples_to_solve: int | None = None
+    examples: int = 0
+    seconds: float = 0.0
+    accuracy: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def learn(model: LanguageModel, task: Task, seconds: float, seed: int, on_progress: Tell = lambda share, text: None) -> Learned:
+    """Train until the goal is solved or the time is up; which examples come is the seed's alone."""
+    start, pupil, done = time.perf_counter(), Pupil(model, task, seed), Learned()
+    while done.examples_to_solve is None and done.seconds < seconds:
+        done.examples += pupil.study()
+        if pupil.steps % LOOK_EVERY == 0:
+            done.accuracy = pupil.examine().accuracy
+            done.curve.append((done.examples, done.accuracy))
+            done.examples_to_solve = done.examples if done.accuracy >= SOLVED else None
+        done.seconds = time.perf_counter() - start
+        on_progress(min(1.0, done.seconds / seconds), f"{done.accuracy:.0%} recalled after {done.examples:,} examples")
+    if pupil.steps % LOOK_EVERY:
+        done.accuracy = pupil.examine().accuracy
+        done.curve.append((done.examples, done.accuracy))
+    return done
+
+
+class Pupil:
+    """A model on its way up the ladder. grasp: running accuracy on this rung."""
+
+    def __init__(self, model: LanguageModel, task: Task, seed: int) -> None:
+        self.model, self.task = model, task
+        self.generator = torch.Generator().manual_seed(seed)
+        self.exam = torch.Generator().manual_seed(seed + 1)
+        self.rungs, self.steps, self.grasp = task.ladder(), 0, 0.0
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+
+    def study(self) -> int:
+        """One step on the rung at hand; the number of examples it took."""
+        level = self._today()
+        n = max(8, TOKENS // _length(self.task, level))
+        batch = self.task.batch(n, level, self.generator)
+        logits = answer_logits(self.model, batch)
+        answer_loss(logits, batch).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._set_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self._climb(score(batch.choices[logits.argmax(-1)], batch.answers, batch.planted).accuracy)
+        return n
+
+    def _today(self) -> Level:
+        """This rung, with a gap from none to its most."""
+        rung = self.rungs[0]
+        return replace(rung, gap=int(torch.randint(rung.gap + 1, (), generator=self.generator)))
+
+    def _climb(self, accuracy: float) -> None:
+        self.grasp += 0.2 * (accuracy - self.grasp)
+        if self.grasp > CLIMB and len(self.rungs) > 1:
+            del self.rungs[0]
+            self.grasp = 0.0
+
+    def _set_rate(self) -> None:
+        """Warm-up; then the full rate, cooling as the goal comes near."""
+        near = self.grasp**2 if len(self.rungs) == 1 else 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = LR * min(1.0, (self.steps + 1) / WARM_UP) * (1 - COOLING * near)
+
+    @torch.no_grad()
+    def examine(self) -> Score:
+        """Fresh questions at the goal."""
+        goal, found = self.task.goal, Score()
+        while found.n < LOOKS:
+            batch = self.task.batch(64, goal, self.exam)
+            found += score(answers(self.model, batch), batch.answers, batch.planted)
+        return found
+
+
+def _length(task: Task, level: Level) -> int:
+    return task.batch(1, level, torch.Generator()).tokens.shape[1]

@@ -1,0 +1,55 @@
+"""What a recall task is: batches with marked questions, at a level of difficulty, and a ladder of levels up to a goal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """pairs: facts (or characters) to keep. symbols: how many different keys, and values, are in use. gap: most tokens between
+    the last fact and the first question, drawn anew for each batch while learning."""
+
+    pairs: int
+    symbols: int
+    gap: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The answer to the question at a position is the token that would come next. planted: every value in the row, right or not;
+    choices: the tokens that can be an answer at this level, and all that the loss and the score look at."""
+
+    tokens: Int[Tensor, "B T"]
+    asked: Int[Tensor, "B Q"]
+    answers: Int[Tensor, "B Q"]
+    planted: Int[Tensor, "B P"]
+    choices: Int[Tensor, "V"]
+
+
+class Task(ABC):
+    """Fresh examples without end: the same generator gives the same batches."""
+
+    vocab_size: int
+    goal: Level  # solved means 99 % here
+
+    @abstractmethod
+    def batch(self, n: int, level: Level, generator: torch.Generator) -> Batch:
+        """n rows with exactly level.gap tokens between facts and questions."""
+
+    def ladder(self) -> list[Level]:
+        """From few symbols and few pairs to the goal. One circuit does it all; with few symbols it is found ten times sooner."""
+        goal = self.goal
+        symbols = [s for s in (8, 16, 32) if goal.pairs // 2 < s < goal.symbols]
+        easy = [replace(goal, pairs=max(1, goal.pairs // 2), symbols=s) for s in [*symbols, goal.symbols]]
+        return [*easy, goal]
+
+
+def distinct(n: int, count: int, out_of: int, generator: torch.Generator) -> Int[Tensor, "n count"]:
+    """n rows of `count` different numbers below `out_of`, in random order."""
+    return torch.rand(n, out_of, generator=generator).topk(count).indices

@@ -1,0 +1,57 @@
+"""Timing so that a disturbance hits all alike: repetitions outside, competitors inside, medians, and how far they scatter."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+MOST = 15  # repetitions; more say nothing new
+
+
+@dataclass(frozen=True)
+class Timing:
+    """seconds: the median. spread: half the distance between the quartiles, 0 for a single run."""
+
+    seconds: float
+    spread: float
+    runs: int
+
+
+def interleaved(
+    work: Mapping[str, Callable[[], object]], seconds: float, least: int = 1, on_round: Callable[[int], None] = lambda n: None
+) -> dict[str, Timing]:
+    """Run all competitors in turn, again and again, until the time is up, `least` rounds at least.
+
+    The first round warms up and is discarded, unless the time allows no more than `least`.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    start, rounds = time.perf_counter(), 0
+    while rounds < least or (rounds <= MOST and _another(start, rounds, seconds)):
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - began)
+        rounds += 1
+        on_round(rounds)
+    return {name: summary(t[1:] if len(t) > least else t) for name, t in taken.items()}
+
+
+def _another(start: float, rounds: int, seconds: float) -> bool:
+    """Whether one more round of the usual length ends in time."""
+    spent = time.perf_counter() - start
+    return spent + spent / max(1, rounds) <= seconds
+
+
+def summary(taken: list[float]) -> Timing:
+    """Median and half the interquartile range."""
+    if len(taken) == 1:
+        return Timing(taken[0], 0.0, 1)
+    low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
+    return Timing(statistics.median(taken), (high - low) / 2, len(taken))
+
+
+def ratio(a: Timing, b: Timing) -> float:
+    """How many times longer a takes than b."""
+    return a.seconds / b.seconds
