@@ -4,7 +4,8 @@
     python bench/against_transformers.py --small    about 10M, to try the script
 
 Gated DeltaNet against Qwen3NextForCausalLM with linear-attention layers only, Mamba-2 against Mamba2ForCausalLM, both in
-the form transformers runs on a CPU. Logits of the last token only, on both sides (theirs keep no state: Qwen3-Next refuses a cache without attention layers). Interleaved; ratios of medians; CPU time
+the form transformers runs on a CPU. Logits of the last token only, on both sides; theirs keep no state, since Qwen3-Next
+refuses a cache without attention layers. Interleaved; ratios of medians; CPU time
 over wall time shows whether the machine was disturbed (2.0 is two threads at work).
 """
 
@@ -73,12 +74,9 @@ def compare(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> float:
             times[who].append(timed(run))
     for who, model in (("ours", ours), ("theirs", theirs)):
         walls = [w for w, _ in times[who]]
-        size = sum(p.numel() for p in model.parameters())
-        print(
-            f"{name:16}{who:8}{size / 1e6:7.1f}M{TOKENS / statistics.median(walls):9.0f} tokens/s  "
-            f"(from {TOKENS / max(walls):.0f} to {TOKENS / min(walls):.0f}; CPU/wall {statistics.median(c for _, c in times[who]):.2f})",
-            flush=True,
-        )
+        size, busy = sum(p.numel() for p in model.parameters()), statistics.median(c for _, c in times[who])
+        spread = f"from {TOKENS / max(walls):.0f} to {TOKENS / min(walls):.0f}; CPU/wall {busy:.2f}"
+        print(f"{name:16}{who:8}{size / 1e6:7.1f}M{TOKENS / statistics.median(walls):9.0f} tokens/s  ({spread})", flush=True)
     medians = {who: statistics.median(w for w, _ in t) for who, t in times.items()}
     return medians["theirs"] / medians["ours"]
 

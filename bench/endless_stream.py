@@ -39,7 +39,8 @@ def main(arch: str, tokens: int) -> int:
         if len(kept) < 10 * seen // tokens:
             kept.append(resident())
             rate = seen / (time.perf_counter() - started)
-            print(f"{in_words(seen):>6} tokens  {kept[-1]:8.1f} MiB  state {state.nbytes:,} bytes  {rate:,.0f} tokens/s", flush=True)
+            now = f"{in_words(seen):>6} tokens  {kept[-1]:8.1f} MiB  state {state.nbytes:,} bytes"
+            print(f"{now}  {rate:,.0f} tokens/s", flush=True)
     grown = max(kept) - kept[0]
     print(json.dumps({"arch": arch, "tokens": seen, "grown_mib": round(grown, 1), "allowed_mib": ALLOWED}))
     return grown > ALLOWED

@@ -24,10 +24,8 @@ D_MODEL = 768
 def page(c: Card) -> str:
     """One mixer's page."""
     sizes = measure(c.name, D_MODEL)
-    rows = [
-        f"| {T} | {bytes_in_words(sizes['state_bytes'][T])} | {in_words(sizes['forward_flops_per_token'][T])} | {in_words(sizes['step_flops'][T])} |"
-        for T in CONTEXTS
-    ]
+    columns = (("state_bytes", bytes_in_words), ("forward_flops_per_token", in_words), ("step_flops", in_words))
+    rows = ["| " + " | ".join([str(T), *(show(sizes[what][T]) for what, show in columns)]) + " |" for T in CONTEXTS]
     settings = [f"| `{n}` | `{d or 'required'}` | {m} |" for n, (_, d, m) in c.fields.items()]
     symbols = ", ".join(f"{a} is `{b}`" for a, b in sizes["symbols"].items())
     parts = [

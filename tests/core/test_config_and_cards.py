@@ -71,7 +71,10 @@ def test_a_name_declared_twice_names_both_files(tmp_path):
 def test_a_mixer_in_a_file_of_ones_own_is_found(tmp_path):
     source = cards.card("swiglu").path.read_text().replace('name="swiglu"', 'name="my_glu"').replace("SwiGLU", "MyGLU")
     (tmp_path / "my_glu.py").write_text(source)
-    program = f"from pathlib import Path; from slipstream.core.cards import from_file; import slipstream as ss; from_file(Path({str(tmp_path / 'my_glu.py')!r})); print(type(ss.mixer('my_glu', d_model=16)).__name__)"
+    program = (
+        "from pathlib import Path; from slipstream.core.cards import from_file; import slipstream as ss\n"
+        f"from_file(Path({str(tmp_path / 'my_glu.py')!r})); print(type(ss.mixer('my_glu', d_model=16)).__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "MyGLU"
 
@@ -89,7 +92,11 @@ def test_a_mixer_in_a_file_of_ones_own_is_found(tmp_path):
     ],
 )
 def test_quick_answers_do_not_import_torch(arguments):
-    program = f"import sys; sys.argv[1:] = {arguments!r}\nfrom slipstream.cli.app import main\ntry: main()\nexcept SystemExit as e: print('exit', e.code, file=sys.stderr)\nassert 'torch' not in sys.modules"
+    program = (
+        f"import sys; sys.argv[1:] = {arguments!r}\nfrom slipstream.cli.app import main\n"
+        "try: main()\nexcept SystemExit as e: print('exit', e.code, file=sys.stderr)\n"
+        "assert 'torch' not in sys.modules"
+    )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "s.safetensors"
     state().save(path)
     before = path.read_bytes()
-    with pytest.raises(Exception, match="."):
+    with pytest.raises(Exception, match=r"."):
         state().save(path, {"not a string": 3})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]

@@ -115,7 +115,7 @@ def test_a_pattern_without_feedforward_is_sized_by_width():
 
 
 def test_an_impossible_size_says_what_is_near():
-    with pytest.raises(InputError, match="nearest: [0-9]+ at d_model"):
+    with pytest.raises(InputError, match=r"nearest: [0-9]+ at d_model"):
         sized("attention", 1000, 50_000, None, None)
 
 

@@ -41,6 +41,28 @@ def test_a_run_leaves_a_model_that_loads(tmp_path):
     assert [e.step for e in events if isinstance(e, Point)] == [1, 2, 3, 4, 5, 6]
     assert "parameters" in next(e.text for e in events if isinstance(e, Note))
     assert not [n for n in files(tmp_path) if "partial" in n]
+    assert {(tmp_path / n).stat().st_mode for n in files(tmp_path)} == {(tmp_path / "config.json").stat().st_mode}
+
+
+def test_what_a_kill_left_behind_is_swept_away(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        train(settings(tmp_path), stop_at(2))
+    (tmp_path / ".trainer.safetensors.123.partial").write_bytes(b"half")
+    (tmp_path / ".tmpAbC123").write_bytes(b"half")
+    (tmp_path / "tokens" / ".key.123.partial").mkdir()
+    train(settings(tmp_path))
+    assert not [n for n in files(tmp_path) if n.startswith(".")]
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def stop_at(step: int):
+    """A listener that ends the run as a fault would."""
+
+    def stop(event: object) -> None:
+        if isinstance(event, Point) and event.step == step:
+            raise RuntimeError("killed")
+
+    return stop
 
 
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path):
@@ -121,13 +143,8 @@ def test_a_damaged_trainer_file_is_told(tmp_path):
 def test_a_line_cut_short_and_steps_after_the_checkpoint_are_dropped(tmp_path):
     """As a kill between a line and its checkpoint leaves them."""
     stopped = settings(tmp_path)
-
-    def stop(event: object) -> None:
-        if isinstance(event, Point) and event.step == 3:
-            raise RuntimeError("killed")
-
     with pytest.raises(RuntimeError, match="killed"):
-        train(stopped, stop)
+        train(stopped, stop_at(3))
     with open(tmp_path / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 4, "tok')
     train(stopped)

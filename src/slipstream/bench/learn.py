@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from slipstream.bench.task import Level, Task
 from slipstream.models.language_model import LanguageModel
 
 LR, BETAS, WARM_UP = 1e-2, (0.9, 0.99), 20
-COOLING = 0.7  # share of the rate that is taken away as the goal is reached
+COOLING = 0.5  # share of the rate that is taken away as the goal is reached
+AVERAGED = 0.95  # the model that is examined is a running mean of the one that learns: a steep rate, without its noise
 TOKENS = 1400  # of one batch: short sequences come in larger batches
 CLIMB, SOLVED = 0.8, 0.99  # accuracy for the next rung of the ladder, and at the goal
 LOOK_EVERY = 20  # steps from one look at the goal to the next
@@ -35,7 +37,7 @@ class Learned:
 
 
 def learn(model: LanguageModel, task: Task, seconds: float, seed: int, on_progress: Tell = lambda share, text: None) -> Learned:
-    """Train until the goal is solved or the time is up; which examples come is the seed's alone."""
+    """Train the model until the goal is solved or the time is up; which examples come is the seed's alone."""
     start, pupil, done = time.perf_counter(), Pupil(model, task, seed), Learned()
     while done.examples_to_solve is None and done.seconds < seconds:
         done.examples += pupil.study()
@@ -52,14 +54,14 @@ def learn(model: LanguageModel, task: Task, seconds: float, seed: int, on_progre
 
 
 class Pupil:
-    """A model on its way up the ladder. grasp: running accuracy on this rung."""
+    """A model on its way up the ladder. examined: what `learn` gives back. grasp: running accuracy on this rung."""
 
     def __init__(self, model: LanguageModel, task: Task, seed: int) -> None:
-        self.model, self.task = model, task
+        self.examined, self.model, self.task = model, copy.deepcopy(model), task
         self.generator = torch.Generator().manual_seed(seed)
         self.exam = torch.Generator().manual_seed(seed + 1)
         self.rungs, self.steps, self.grasp = task.ladder(), 0, 0.0
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
 
     def study(self) -> int:
         """One step on the rung at hand; the number of examples it took."""
@@ -73,8 +75,14 @@ class Pupil:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
+        self._average()
         self._climb(score(batch.choices[logits.argmax(-1)], batch.answers, batch.planted).accuracy)
         return n
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for mean, now in zip(self.examined.parameters(), self.model.parameters()):
+            mean.lerp_(now, 1 - AVERAGED)
 
     def _today(self) -> Level:
         """This rung, with a gap from none to its most."""
@@ -99,7 +107,7 @@ class Pupil:
         goal, found = self.task.goal, Score()
         while found.n < LOOKS:
             batch = self.task.batch(64, goal, self.exam)
-            found += score(answers(self.model, batch), batch.answers, batch.planted)
+            found += score(answers(self.examined, batch), batch.answers, batch.planted)
         return found
 
 

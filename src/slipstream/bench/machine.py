@@ -61,7 +61,8 @@ def matmul_rate(n: int = MATMUL) -> float:
 def _best(run: Callable[[], object]) -> float:
     """The shortest of some repetitions: what the machine can do when nothing disturbs it."""
     run()
-    start, taken = time.perf_counter(), []
+    taken: list[float] = []
+    start = time.perf_counter()
     while len(taken) < 3 or time.perf_counter() - start < ENOUGH:
         began = time.perf_counter()
         run()

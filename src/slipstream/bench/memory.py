@@ -1,36 +1,44 @@
-"""Peak memory of reading a prompt, in a process of its own: what the operating system saw, beyond the model just made.
+"""Peak memory of reading a prompt, in a process of its own: what the kernel saw, beyond the model and torch itself.
 
-The high-water mark of a process can only rise, so every reading is a fresh process; a short one before it sets the baseline.
+A short prompt is read first; then the kernel's high-water mark is set back to what is in use. getrusage will not do: its mark
+cannot be set back, and a child begins with its parent's.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+from slipstream.core.errors import InputError
 from slipstream.models.config import ModelConfig
 
 CHILD = """
-import json, resource, sys, torch
+import json, sys, torch
+from pathlib import Path
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 torch.set_num_threads(1)
 config, tokens = json.load(sys.stdin)
 model = LanguageModel(ModelConfig(**config)).eval()
 read = lambda n: model.prefill(torch.zeros(1, n, dtype=torch.long), logits="last")
-peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status = lambda: dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
 with torch.no_grad():
     read(16)
-    before = peak()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status()["VmHWM"]
     read(tokens)
-print(peak() - before)
+print(1024 * (int(status()["VmHWM"].split()[0]) - int(before.split()[0])))
 """
 
 
 def peak_bytes(config: ModelConfig, tokens: int) -> int:
-    """Bytes by which reading `tokens` tokens in one call raises the peak memory of a process. Unix only: uses getrusage."""
+    """Bytes by which reading `tokens` tokens in one call raises the memory of a process. Raises InputError where there is no /proc."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise InputError(f"peak memory is read from /proc, which {platform.system()} has not; leave memory out of --measure")
     order = json.dumps([config.model_dump(), tokens])
     done = subprocess.run([sys.executable, "-c", CHILD], input=order, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -16,8 +16,9 @@ from slipstream.models.pattern import Part, parse
 
 D_MODEL = 64
 EMBEDDING_STD = 0.5  # tokens far apart from the start: with the usual 0.02 recall takes four times as long to be found
-SAME = {  # what every mixer gets that has such a setting, unless the pattern says otherwise
-    "conv_size": 4,  # a token sees its neighbours, without which recall is learned ten times later
+CONV_SIZE = 4
+SAME: dict[str, Any] = {  # what every mixer gets that has such a setting, unless the pattern says otherwise
+    "conv_size": CONV_SIZE,  # a token sees its neighbours, without which recall is learned ten times later
     "rope_base": None,  # no positions: those of a long text were never seen in the short ones that are learned from
     "d_state": 32,  # these three make a layer's matrix state 64 x 64 numbers (or as many), whatever the mixer's own default
     "expand_k": 1.0,
@@ -49,7 +50,7 @@ def _same(name: str) -> dict[str, Any]:
     """What of SAME this mixer has: a convolution at least that wide stays, and positions stay where they cannot be left out."""
     fields = card(name).fields
     chosen = {k: v for k, v in SAME.items() if k in fields and (v is not None or "None" in fields[k][0])}
-    if "conv_size" in chosen and int(fields["conv_size"][1]) >= SAME["conv_size"]:
+    if "conv_size" in chosen and int(fields["conv_size"][1]) >= CONV_SIZE:
         del chosen["conv_size"]
     return chosen
 

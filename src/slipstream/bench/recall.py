@@ -8,7 +8,7 @@ it was taught with. What it shows is what the mixer's memory can do, not how wel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def recall_probe(
     task, start = Facts(text), time.perf_counter()
     model = probe_model(arch, task.vocab_size, seed)
     learned = learn(model, task, LEARNING * seconds, seed, lambda share, said: on_progress(LEARNING * share, said))
-    record = {
+    record: dict[str, Any] = {
         "kind": "recall", "arch": arch, "seed": seed, "examples_to_solve": learned.examples_to_solve,
         "examples": learned.examples, "seconds": learned.seconds, "accuracy": learned.accuracy,
         "curve": [list(point) for point in learned.curve], "distance": [], "load": [],
@@ -63,7 +63,7 @@ def recall_probe(
             record["overwritten"] = answered
         else:
             record[point.kind].append(answered)
-        on_progress(min(1.0, (time.perf_counter() - start) / seconds), f"asking: {point.kind} {list(point.at.values())[0]}")
+        on_progress(min(1.0, (time.perf_counter() - start) / seconds), f"asking: {point.kind} {next(iter(point.at.values()))}")
     return record
 
 
@@ -92,6 +92,6 @@ def ask(model: LanguageModel, task: Facts, points: list[Point], until: float, se
 
 def _fresh(task: Facts, point: Point, generator: torch.Generator) -> Iterator[Batch]:
     length = 6 * point.level.pairs * (1 + point.updates) + point.level.gap
-    n = max(1, min(64, ROW_TOKENS // length, -(-ANSWERS // point.level.pairs)))
+    n = max(1, min(128, ROW_TOKENS // length, -(-ANSWERS // point.level.pairs)))
     while True:
         yield task.batch(n, point.level, generator, point.updates)

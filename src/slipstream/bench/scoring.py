@@ -1,4 +1,4 @@
-"""Answers as a person would judge them: right, blurred (a value of another fact), or not from the text; with what n answers prove."""
+"""Answers as a person would judge them: right, blurred (a value of another fact), or from nowhere; and what n of them prove."""
 
 from __future__ import annotations
 

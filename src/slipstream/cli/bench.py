@@ -1,14 +1,23 @@
-"""slipstream bench: how fast architectures read and write, and what they carry."""
+"""slipstream bench: speed, memory and recall of architectures of equal size, without training them on a text."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from slipstream.bench.config import BenchConfig
 from slipstream.cli.settings import verb
-from slipstream.core.files import write_text
+from slipstream.core.quantities import bytes_in_words
+
+COLUMNS = {  # kind: the list of points it holds, what they are called, and how a value is told
+    "speed": ("prefill", "reading {} tokens", lambda v: f"{v:.3g} s"),
+    "state": ("bytes", "state after {}", bytes_in_words),
+    "memory": ("peak", "peak memory, {}", bytes_in_words),
+    "recall": ("distance", "recall from {} back", lambda v: f"{v:.0%}"),
+}
 
 
 def add(app: typer.Typer) -> None:
@@ -16,38 +25,70 @@ def add(app: typer.Typer) -> None:
 
 
 def run(config: BenchConfig) -> None:
-    """Time architectures of equal size with random weights: reading a prompt, writing a token, training, bytes of state.
+    """Time and probe architectures of equal size: reading a prompt, writing a token, training, state, memory, recall.
 
     Examples:
 
-      slipstream bench --archs attention,mamba2,gated_deltanet --params 3M
+      slipstream bench --archs mamba2,gated_deltanet,attention --params 3M
 
-      slipstream bench --archs "rwkv7; 3*kda, attention" --lengths 512,4096 --json
+      slipstream bench --archs "attention; 3*kda, attention" --measure recall,mqar --seconds 30 --json
     """
-    import torch
     from rich.console import Console
 
-    from slipstream.bench.machine import describe, usable_cores
-    from slipstream.bench.speed import measure, state_record
-    from slipstream.models.language_model import language_model
+    from slipstream.bench.machine import describe, overloaded
+    from slipstream.bench.run import run as measure
     from slipstream.report.progress import Overall
-    from slipstream.report.table import print_table
 
-    torch.set_num_threads(config.threads or usable_cores())
-    models = {arch: language_model(arch, params=config.params) for arch in config.archs}
-    with Overall(Console(stderr=True, highlight=False)) as overall:
-
-        def hear(share: float, text: str) -> None:
-            overall.show(share, config.budget * (1 - share), {"timing": text})
-
-        records = measure(models, config.lengths, config.contexts, config.budget, hear)
-    sizes = sorted({*config.lengths, *config.contexts})
-    records += [state_record(arch, model, sizes) for arch, model in models.items()]
-    records.insert(0, {"kind": "setup", "archs": config.archs, "params": config.params, "machine": describe(measured=False)})
-    lines = "".join(json.dumps(r) + "\n" for r in records)
+    console = Console(highlight=False, stderr=config.as_json)
+    if warning := overloaded():
+        console.print(f"[yellow]{warning}[/]")
     if config.out:
-        write_text(config.out / "results.jsonl", lines)
+        _keep(config.out / "machine.json", json.dumps(describe(), indent=2) + "\n")
+    with Overall(console) as overall:
+        tell = lambda share, text: overall.show(share, (1 - share) * config.seconds, {"now": text})  # noqa: E731
+        records = list(measure(config, tell))
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    if config.out:
+        _keep(config.out / "results.jsonl", lines)
     if config.as_json:
         typer.echo(lines, nl=False)
     else:
-        print_table(records, Console(highlight=False))
+        for kind in dict.fromkeys(r["kind"] for r in records):
+            _print(console, kind, [r for r in records if r["kind"] == kind])
+
+
+def _keep(file: Path, text: str) -> None:
+    from slipstream.core.files import write_text
+
+    write_text(file, text)
+
+
+def _print(console: Any, kind: str, records: list[dict[str, Any]]) -> None:
+    """One table a kind, an architecture a row."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"\n{kind}", title_justify="left")
+    rows = [_row(r) for r in records]
+    table.add_column("architecture")
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for record, row in zip(records, rows):
+        table.add_row(record["arch"], *row.values())
+    console.print(table)
+
+
+def _row(record: dict[str, Any]) -> dict[str, str]:
+    """Column -> text."""
+    kind, row = record["kind"], {}
+    if kind in COLUMNS:
+        points, title, told = COLUMNS[kind]
+        for point in record[points]:
+            at, value = (point["distance"], point["exact"]) if isinstance(point, dict) else point[:2]
+            row[title.format(f"{at:,}")] = told(value)
+    if kind == "speed":
+        row |= {f"a token after {n:,}": f"{ms:.3g} ms" for n, ms, _ in record["decode"]}
+        row["training"] = f"{record['train']:,.0f} tokens/s"
+    if "examples_to_solve" in record:
+        solved = record["examples_to_solve"]
+        row |= {"solved after": f"{solved:,} examples" if solved else "not solved", "accuracy": f"{record['accuracy']:.0%}"}
+    return row

@@ -1,8 +1,9 @@
-"""slipstream doctor: what this machine has, how fast it is, and which form of each op runs on it."""
+"""slipstream doctor: what this machine has, how fast it is, and which form of each op runs on it and why."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
@@ -12,41 +13,38 @@ def add(app: typer.Typer) -> None:
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="as JSON")) -> None:
-    """What this machine has: cores, vector instructions, memory bandwidth and matmul rate as measured, backends and why.
+    """What this machine has and what runs on it, measured in a few seconds.
 
-    Example:
+    Examples:
+
+      slipstream doctor
 
       slipstream doctor --json
     """
-    from slipstream.bench.machine import describe, two_threads_help
+    from slipstream.bench.machine import describe, overloaded
 
-    facts = describe() | {"small_step_ms_by_threads": two_threads_help()}
+    machine, warning = describe(), overloaded()
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(machine | {"warning": warning}, indent=2))
     else:
-        _print(facts)
+        _print(machine, warning)
 
 
-def _print(facts: dict) -> None:
+def _print(machine: dict[str, Any], warning: str) -> None:
     from rich.console import Console
+    from rich.table import Table
 
-    out = Console(highlight=False, soft_wrap=True)
-    gpu = facts["gpu"] or "none; everything runs on the CPU"
-    out.print(f"[bold]CPU[/]      {facts['cpu']}, {facts['cores']} cores ({', '.join(facts['simd'])}), {facts['memory_gib']} GiB")
-    out.print(f"[bold]GPU[/]      {gpu}")
-    out.print(f"[bold]Software[/] Python {facts['python']}, torch {facts['torch']} on {facts['threads']} threads, {facts['os']}")
-    out.print(f"[bold]Measured[/] {facts['matmul_gflops']} GFLOP/s in matrix products, {facts['read_gb_per_s']} GB/s reading memory")
-    out.print("[bold]Threads[/]  a small step takes " + _threads(facts["small_step_ms_by_threads"]))
-    if facts["load"] > 0.7 * facts["cores"]:
-        out.print(f"[yellow]Busy[/]     load {facts['load']} on {facts['cores']} cores: timings made now say little")
-    if facts["backends"]:
-        for op, names in facts["backends"].items():
-            out.print(f"[bold]{op}[/] {', '.join(names)}, else torch")
-    else:
-        out.print("[bold]Backends[/] every op runs its torch form: this version has no compiled kernels yet")
-
-
-def _threads(found: dict[str, float]) -> str:
-    ways = [f"{ms} ms on {n} thread{'s' if n != '1' else ''}" for n, ms in found.items()]
-    best = min(found, key=lambda n: found[n])
-    return f"{', '.join(ways)}: tiny models run on {best}"
+    out = Console(highlight=False)
+    out.print(f"[bold]{machine['cpu']}[/], {machine['cores']} cores, {machine['memory']} of memory")
+    out.print(f"instructions: {machine['simd']}")
+    out.print(f"reads memory at {machine['read_gb_per_second']:g} GB/s: a step that reads 1 GB of weights takes "
+              f"{1000 / machine['read_gb_per_second']:.0f} ms at best")  # fmt: skip
+    out.print(f"multiplies matrices at {machine['matmul_gflops']:g} GFLOP/s in float32, on {machine['threads']} threads")
+    out.print(f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, {machine['gpu'] or 'no GPU'}")
+    table = Table(box=None, pad_edge=False, header_style="bold", title="\nWhat runs each op", title_justify="left")
+    for column in ("op", "reading", "training", "why"):
+        table.add_column(column)
+    for row in machine["backends"]:
+        table.add_row(row["op"], row["reading"], row["training"], row["why"])
+    out.print(table)
+    out.print(f"\n[yellow]{warning}[/]" if warning else f"\nload average {machine['load']:g}: timings made now can be trusted")

@@ -19,7 +19,7 @@ def add(app: typer.Typer) -> None:
 def new_mixer(
     name: str = typer.Argument(..., help="the new registry name, in snake_case"),
     like: str = typer.Option("linear_transformer", help="the mixer to begin from; see slipstream list"),
-    folder: Path = typer.Option(".", "--dir", help="where to put NAME.py"),
+    folder: str = typer.Option(".", "--dir", help="where to put NAME.py"),
 ) -> None:
     """Begin a new architecture: one file, a working copy of another's, to be changed step by step with the laws beside it.
 
@@ -33,7 +33,7 @@ def new_mixer(
         raise InputError(f"{name!r} is no registry name; use lower case, digits and underscores, like my_rule")
     if name in cards():
         raise InputError(f"{name!r} is taken by {cards()[name].path}; choose another name")
-    target = folder / f"{name}.py"
+    target = Path(folder) / f"{name}.py"
     if target.exists():
         raise InputError(f"{target} exists; choose another name or --dir")
     write_text(target, scaffold(card(like), name))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import asdict
 
 import typer
 
@@ -28,6 +30,9 @@ def run(settings: TrainConfig) -> None:
 
     with Screen() as screen:
         result = train(settings, screen)
+    if settings.as_json:
+        typer.echo(json.dumps({**asdict(result), "out": str(result.out)}))
+        return
     work = f"{result.tokens:,} tokens in {clock(result.seconds)}"
     typer.echo(f"validation {result.bits_per_byte:.3f} bits per byte after {work}")
     typer.echo(f'slipstream generate {shlex.quote(str(result.out))} "Once upon"')

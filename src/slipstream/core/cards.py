@@ -139,7 +139,8 @@ def _constants(assignment: ast.Assign) -> list[tuple[str, str]]:
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
         else ([target], [value])
     )
-    return [(n.id, v.value) for n, v in zip(names, values) if isinstance(n, ast.Name) and isinstance(v, ast.Constant) and isinstance(v.value, str)]
+    pairs = [(n, v) for n, v in zip(names, values) if isinstance(n, ast.Name) and isinstance(v, ast.Constant)]
+    return [(n.id, v.value) for n, v in pairs if isinstance(v.value, str)]
 
 
 def _docstring(text: str) -> tuple[str, str]:

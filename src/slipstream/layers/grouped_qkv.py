@@ -18,9 +18,7 @@ class GroupedConfig(MixerConfig):
     """Settings of every softmax mixer with grouped heads."""
 
     n_heads: int | None = None  # query heads; default d_model / 64
-    n_kv_heads: int | None = (
-        None  # key and value heads, shared by groups of query heads; default n_heads, 1 is multi-query
-    )
+    n_kv_heads: int | None = None  # key and value heads, each for a group of query heads; default n_heads
     rope_base: float | None = 10000.0  # base of the rotary positions; None for no positions (NoPE)
     qk_norm: bool = False  # RMS-normalise q and k per head before the product
     conv_size: int = 0  # width of a short convolution on q, k and v; 0 for none

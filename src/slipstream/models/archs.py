@@ -24,14 +24,19 @@ def separate(text: str | list[str]) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _known(archs: list[str]) -> list[str]:
-    """Each can be read as a pattern; named twice is named once."""
-    for arch in archs:
-        try:
-            parse(arch)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-    return list(dict.fromkeys(archs))
+def _known(arch: str) -> str:
+    """It can be read as a pattern."""
+    try:
+        parse(arch)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return arch
 
 
-Archs = Annotated[list[str], BeforeValidator(separate), AfterValidator(_known)]
+def _all_known(archs: list[str]) -> list[str]:
+    """Named twice is named once."""
+    return list(dict.fromkeys(_known(arch) for arch in archs))
+
+
+Arch = Annotated[str, AfterValidator(_known)]
+Archs = Annotated[list[str], BeforeValidator(separate), AfterValidator(_all_known)]

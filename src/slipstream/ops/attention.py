@@ -142,7 +142,7 @@ def reference(
 def attention_flops(
     T: int, B: int, H: int, K: int, mode: Literal["forward", "prefill", "step"], window: int | None = None
 ) -> float:
-    """Products q.k and p.v of T tokens, or of one after T. Masked pairs count: they are computed (or skipped by tiles, on whole sequences)."""
+    """Products q.k and p.v of T tokens, or of one after T; masked pairs count."""
     if window is None:
         pairs = T + 1 if mode == "step" else T * T
     else:

@@ -37,6 +37,7 @@ class Backend:
 
 
 BACKENDS: dict[str, list[Backend]] = {}
+OPS: set[str] = set()  # every public op whose file has been imported
 
 
 def register(op: str, backend: Backend) -> None:
@@ -58,6 +59,7 @@ def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def wrap(torch_form: Callable[..., Any]) -> Callable[..., Any]:
         op, names = torch_form.__name__, list(inspect.signature(torch_form).parameters)
+        OPS.add(op)
 
         @functools.wraps(torch_form)
         def public(*args: Any, cu_seqlens: Tensor | None = None, **kwargs: Any) -> Any:

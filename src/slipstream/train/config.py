@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from slipstream.core.config import Config
 from slipstream.core.quantities import Count, Seconds
+from slipstream.models.archs import Arch
 from slipstream.data.spec import TokenizerSpec
 
 PARAMS = 1_000_000
@@ -22,7 +23,7 @@ class Subject(Config):
     data: str | None = Field(None, description="a text file, a folder, or - for standard input (default: a novel)")
     tokenizer: TokenizerSpec = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
     context: int | None = Field(None, ge=1, description="tokens of one sequence (default: 256, less for a short text)")
-    arch: str = Field("3*gated_deltanet, attention", description="a mixer's name or a pattern of them")
+    arch: Arch = Field("3*gated_deltanet, attention", description="a mixer's name or a pattern of them")
     params: Count | None = Field(None, description="size of the model, like 3M (default: 1M)")
     n_layers: int | None = Field(None, ge=1, description="blocks (default: from --params)")
     d_model: int | None = Field(None, ge=1, description="width (default: from --params)")
@@ -74,3 +75,4 @@ class TrainConfig(Recipe, Subject):
     save_every: Seconds = Field(30.0, ge=0, description="time between checkpoints; 0 for one every step")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: 1 for small models, else all cores)")
     device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1, mps")
+    as_json: bool = Field(False, description="print the result as JSON")

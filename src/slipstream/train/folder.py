@@ -11,6 +11,7 @@ The model is written before trainer.safetensors: a run whose trainer is finished
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from slipstream.models.language_model import LanguageModel
 from slipstream.train.config import TrainConfig
 from slipstream.train.loop import Point, Trainer
 
-FREE_TO_CHANGE = {"data", "out", "fresh", "save_every", "threads", "device"}  # a run may go on with others of these
+FREE_TO_CHANGE = {"data", "out", "fresh", "save_every", "threads", "device", "as_json"}  # a run may go on with others of these
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json")
 
 
@@ -49,11 +50,20 @@ class RunFolder:
                 self._refuse_foreign()
                 write_text(self.settings, json.dumps(kept, indent=2) + "\n")
         self._refuse_other(kept)
+        self._sweep()
 
     def _clear(self) -> None:
         if self.settings.is_file():
             for file in (self.trainer, self.metrics, *(self.path / n for n in MODEL_FILES), self.settings):
                 file.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what a kill left half-written: our temporary files, and those of safetensors (.tmp and six letters)."""
+        for pattern in (".*.partial", ".tmp??????"):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
+        for folder in self.tokens.glob(".*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _refuse_foreign(self) -> None:
         if found := [n for n in MODEL_FILES if (self.path / n).exists()]:

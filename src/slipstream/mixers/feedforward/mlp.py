@@ -1,6 +1,8 @@
 r"""MLP: two layers with a GELU between, each token by itself.
 
-y = W_down gelu(W_up x)
+    y = W_down gelu(W_up x)
+
+No biases and no dropout.
 """
 
 from __future__ import annotations

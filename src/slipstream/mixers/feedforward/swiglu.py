@@ -1,6 +1,8 @@
 r"""SwiGLU: a gated feed-forward, each token by itself.
 
-y = W_down (silu(W_gate x) * (W_up x))
+    y = W_down (silu(W_gate x) * (W_up x))
+
+No biases and no dropout.
 """
 
 from __future__ import annotations
