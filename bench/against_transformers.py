@@ -1,96 +1,83 @@
-"""Prefill of 2048 tokens against transformers' classes of the same shape, float32, all threads, in one run.
+#!/usr/bin/env python3
+"""Reading a prompt of 2048 tokens is at least as fast as in transformers' models of the same shape: about 125M parameters,
+float32, two threads, on a CPU, where both run what torch offers (transformers' own kernels need CUDA).
 
-    python bench/against_transformers.py            about 125M parameters; at least as fast, or exit 1
-    python bench/against_transformers.py --small    about 10M, to try the script
-
-Gated DeltaNet against Qwen3NextForCausalLM with linear-attention layers only, Mamba-2 against Mamba2ForCausalLM, both in
-the form transformers runs on a CPU. Logits of the last token only, on both sides; theirs keep no state, since Qwen3-Next
-refuses a cache without attention layers. Interleaved; ratios of medians; CPU time
-over wall time shows whether the machine was disturbed (2.0 is two threads at work).
+    pip install transformers && python bench/against_transformers.py
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from transformers import Mamba2Config, Mamba2ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+from torch import nn
 
-import slipstream as ss
+from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.speed import random_tokens
+from slipstream.bench.timing import interleaved, ratio
+from slipstream.models.language_model import LanguageModel, language_model
 
-TOKENS, REPEATS, VOCAB = 2048, 5, 32000
-SIZES = {"full": {"d": 768, "gdn_layers": 12, "mamba_layers": 24}, "small": {"d": 256, "gdn_layers": 4, "mamba_layers": 4}}
-
-
-def gated_deltanet(d: int, layers: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Heads of 128 with twice as many value heads, as Qwen3-Next has them, and a SwiGLU of 8/3 d."""
-    heads, d_ff = d // 128, d * 8 // 3
-    theirs = Qwen3NextForCausalLM(
-        Qwen3NextConfig(
-            vocab_size=VOCAB, hidden_size=d, intermediate_size=d_ff, num_hidden_layers=layers, num_attention_heads=d // 64,
-            num_key_value_heads=d // 64, head_dim=64, linear_num_key_heads=heads, linear_num_value_heads=2 * heads,
-            linear_key_head_dim=128, linear_value_head_dim=128, layer_types=["linear_attention"] * layers,
-            mlp_only_layers=list(range(layers)), tie_word_embeddings=True,
-        )
-    )
-    pattern = f"gated_deltanet(n_heads={heads}, n_v_heads={2 * heads}, head_dim=128)/swiglu(d_ff={d_ff})"
-    return ss.language_model(pattern, n_layers=layers, d_model=d, vocab_size=VOCAB), theirs
+D_MODEL, HEAD_DIM, VOCABULARY = 768, 64, 32000
+BOUND = 1.0
 
 
-def mamba2(d: int, layers: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Inner width 2 d, heads of 64, state 128, no feed-forward."""
-    theirs = Mamba2ForCausalLM(
-        Mamba2Config(
-            vocab_size=VOCAB, hidden_size=d, num_hidden_layers=layers, state_size=128, head_dim=64, num_heads=2 * d // 64,
-            expand=2, n_groups=1, tie_word_embeddings=True,
-        )
-    )
-    return ss.language_model("mamba2/none", n_layers=layers, d_model=d, vocab_size=VOCAB), theirs
+def main() -> int:
+    parser = options(__doc__, seconds=60, threads=2)
+    parser.add_argument("--archs", default=",".join(PAIRS), help="which pairs")
+    parser.add_argument("--tokens", type=int, default=2048, help="of the prompt")
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers than about 125M parameters have; 0 for all")
+    arguments = parser.parse_args()
+    begin(arguments)
+    found = [against(a, arguments.tokens, arguments.layers, arguments.seconds) for a in arguments.archs.split(",")]
+    return conclude([told(r, arguments) for r in found], arguments)
 
 
 @torch.no_grad()
-def timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of wall time, and of CPU time over it."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return wall, cpu / wall
-
-
-def compare(name: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> float:
-    """Their median time over ours: above 1, ours is faster."""
-    tokens = torch.randint(VOCAB, (1, TOKENS))
-    ours, theirs = ours.eval(), theirs.eval()
-    runs = {"ours": lambda: ours.prefill(tokens), "theirs": lambda: theirs(tokens, use_cache=False, logits_to_keep=1)}
-    for run in runs.values():
-        timed(run)
-    times = {who: [] for who in runs}
-    for _ in range(REPEATS):
-        for who, run in runs.items():
-            times[who].append(timed(run))
-    for who, model in (("ours", ours), ("theirs", theirs)):
-        walls = [w for w, _ in times[who]]
-        size, busy = sum(p.numel() for p in model.parameters()), statistics.median(c for _, c in times[who])
-        spread = f"from {TOKENS / max(walls):.0f} to {TOKENS / min(walls):.0f}; CPU/wall {busy:.2f}"
-        print(f"{name:16}{who:8}{size / 1e6:7.1f}M{TOKENS / statistics.median(walls):9.0f} tokens/s  ({spread})", flush=True)
-    medians = {who: statistics.median(w for w, _ in t) for who, t in times.items()}
-    return medians["theirs"] / medians["ours"]
-
-
-def main(size: str) -> int:
-    torch.manual_seed(0)
-    s = SIZES[size]
-    ratios = {
-        "gated_deltanet": compare("gated_deltanet", *gated_deltanet(s["d"], s["gdn_layers"])),
-        "mamba2": compare("mamba2", *mamba2(s["d"], s["mamba_layers"])),
+def against(name: str, tokens: int, n_layers: int, seconds: float) -> Ratio:
+    """Our time over theirs."""
+    ours, theirs = (m.eval() for m in PAIRS[name](n_layers))
+    prompt = random_tokens(ours, 1, tokens)
+    work: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours.prefill(prompt, logits="last"),
+        "theirs": lambda: theirs(prompt, use_cache=True, logits_to_keep=1),
     }
-    print(json.dumps({"times_as_fast": {k: round(r, 2) for k, r in ratios.items()}, "threads": torch.get_num_threads()}))
-    return any(r < 1 for r in ratios.values())
+    found = interleaved(work, seconds, least=3)
+    sizes = " and ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.0f}M" for m in (ours, theirs))
+    took = f"{found['ours'].seconds:.2f} s over {found['theirs'].seconds:.2f} s, {sizes} parameters"
+    return Ratio(f"{name} / {type(theirs).__name__}", took, ratio(found["ours"], found["theirs"]), BOUND)
 
+
+def gated_deltanet(n_layers: int) -> tuple[LanguageModel, nn.Module]:
+    """With SwiGLU, as in Qwen3.5, whose every fourth layer would be attention: here none is."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    n_layers, heads, d_ff = n_layers or 12, D_MODEL // HEAD_DIM, 2304
+    ours = language_model(
+        "gated_deltanet", n_layers=n_layers, d_model=D_MODEL, vocab_size=VOCABULARY, d_ff=d_ff
+    )
+    config = Qwen3_5TextConfig(
+        vocab_size=VOCABULARY, hidden_size=D_MODEL, intermediate_size=d_ff, num_hidden_layers=n_layers,
+        linear_num_key_heads=heads, linear_num_value_heads=heads, linear_key_head_dim=HEAD_DIM, linear_value_head_dim=HEAD_DIM,
+        layer_types=["linear_attention"] * n_layers, tie_word_embeddings=True,
+    )  # fmt: skip
+    return ours, Qwen3_5ForCausalLM(config)
+
+
+def mamba2(n_layers: int) -> tuple[LanguageModel, nn.Module]:
+    """As mamba2-130m: no feed-forward."""
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    n_layers = n_layers or 24
+    ours = language_model("mamba2/none", n_layers=n_layers, d_model=D_MODEL, vocab_size=VOCABULARY)
+    config = Mamba2Config(
+        vocab_size=VOCABULARY, hidden_size=D_MODEL, num_hidden_layers=n_layers, state_size=128, expand=2, head_dim=HEAD_DIM,
+        num_heads=2 * D_MODEL // HEAD_DIM, n_groups=1, chunk_size=256, tie_word_embeddings=True,
+    )  # fmt: skip
+    return ours, Mamba2ForCausalLM(config)
+
+
+PAIRS = {"gated_deltanet": gated_deltanet, "mamba2": mamba2}
 
 if __name__ == "__main__":
-    sys.exit(main("small" if "--small" in sys.argv else "full"))
+    sys.exit(main())

@@ -1,56 +1,45 @@
-"""Does writing a token cost the same after a long text? Decode ms at context 8192 over 512, one layer, batch 1.
+#!/usr/bin/env python3
+"""The next token after 8192 tokens takes at most 1.15 times as long as after 512, in every mixer whose state does not grow.
 
-    python bench/decode_flat.py             every mixer; bound 1.15 for those whose state does not grow
-
-Medians of interleaved repetitions. Exits 1 when a bound is missed.
+    python bench/decode_flat.py --archs mamba2,gated_deltanet
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
-import time
 
 import torch
 
-import slipstream as ss
+from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.speed import STEPS, writing
+from slipstream.bench.timing import interleaved, ratio
+from slipstream.core.cards import cards
+from slipstream.models.language_model import language_model
 
-CONTEXTS, D_MODEL, BOUND, REPEATS, TOKENS = (512, 8192), 256, 1.15, 21, 16
-
-
-@torch.no_grad()
-def state_after(mixer: ss.Mixer, context: int) -> ss.State:
-    _, state = mixer.prefill(torch.randn(1, context, D_MODEL), mixer.init_state(1, context))
-    return mixer.reserve(state, TOKENS + 1)
-
-
-@torch.no_grad()
-def milliseconds(mixer: ss.Mixer, state: ss.State) -> float:
-    x, state = torch.randn(1, 1, D_MODEL), state.clone()
-    _, state = mixer.step(x, state)
-    start = time.perf_counter()
-    for _ in range(TOKENS):
-        _, state = mixer.step(x, state)
-    return 1e3 * (time.perf_counter() - start) / TOKENS
+BOUND = 1.15
+N_LAYERS, D_MODEL = 2, 256
 
 
 def main() -> int:
-    missed = []
-    print(f"{'mixer':24}{'memory':>10}" + "".join(f"{f'ms at {c}':>12}" for c in CONTEXTS) + f"{'ratio':>8}")
-    for name, cls in ss.mixers().items():
-        if cls.family == "feedforward":
-            continue
-        torch.manual_seed(0)
-        mixer = ss.mixer(name, d_model=D_MODEL).eval()
-        states = [state_after(mixer, c) for c in CONTEXTS]
-        times = [[milliseconds(mixer, s) for s in states] for _ in range(REPEATS)]
-        short, long = (statistics.median(column) for column in zip(*times))
-        grows = any(s.grows for s in mixer.slots().values())
-        print(f"{name:24}{'grows' if grows else 'constant':>10}{short:12.3f}{long:12.3f}{long / short:8.2f}", flush=True)
-        missed += [name] if long / short > BOUND and not grows else []
-    print(json.dumps({"bound": BOUND, "threads": torch.get_num_threads(), "missed": missed}))
-    return bool(missed)
+    flat = [c.name for c in cards().values() if c.state_growth in ("constant", "window")]
+    parser = options(__doc__, seconds=5, threads=1)
+    parser.add_argument("--archs", default=",".join(flat), help="mixers")
+    parser.add_argument("--near", type=int, default=512, help="tokens of the short context")
+    parser.add_argument("--far", type=int, default=8192, help="tokens of the long one")
+    arguments = parser.parse_args()
+    begin(arguments)
+    found = [flatness(a, arguments.near, arguments.far, arguments.seconds) for a in arguments.archs.split(",")]
+    return conclude([told(r, arguments) for r in found], arguments)
+
+
+@torch.no_grad()
+def flatness(name: str, near: int, far: int, seconds: float) -> Ratio:
+    """Milliseconds a token after each context, in turns."""
+    model = language_model(name, n_layers=N_LAYERS, d_model=D_MODEL).eval()
+    found = interleaved({str(n): writing(model, n) for n in (near, far)}, seconds, least=5)
+    a, b = found[str(near)], found[str(far)]
+    ms = [1e3 * t.seconds / STEPS for t in (b, a)]
+    return Ratio(name, f"{ms[0]:.3f} ms over {ms[1]:.3f} ms", ratio(b, a), BOUND)
 
 
 if __name__ == "__main__":

@@ -1,54 +1,62 @@
-"""A stream without end through a recurrent model holds constant memory.
+#!/usr/bin/env python3
+"""A stream without end is read in constant memory: after the first tenth, a recurrent model's process grows by at most 2 %.
 
-    python bench/endless_stream.py                       a million tokens, in pieces of 4096, through a small mamba2
-    python bench/endless_stream.py --tokens 100k --arch gated_deltanet
-
-Prints the process's memory along the way. Exits 1 when it has grown by more than 16 MiB since the first tenth.
+    python bench/endless_stream.py --tokens 1M
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 
-import slipstream as ss
-from slipstream.core.quantities import count, in_words
+from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.speed import random_tokens
+from slipstream.core.quantities import bytes_in_words, count, in_words
+from slipstream.models.language_model import language_model
 
-PIECE, ALLOWED = 4096, 16
+BOUND = 1.02
+CHUNK = 1024  # tokens of one prefill
 
 
-def resident() -> float:
-    """MiB this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
+def main() -> int:
+    parser = options(__doc__, seconds=0, threads=1)
+    parser.add_argument("--arch", default="gated_deltanet", help="a pattern whose state does not grow")
+    parser.add_argument("--params", default="300k", help="size of the model")
+    parser.add_argument("--tokens", type=count, default=100_000, help="length of the stream, like 1M")
+    arguments = parser.parse_args()
+    begin(arguments)
+    return conclude([told(r, arguments) for r in stream(arguments)], arguments)
 
 
 @torch.no_grad()
-def main(arch: str, tokens: int) -> int:
-    model = ss.language_model(arch, params="300k").eval()
-    random = torch.Generator().manual_seed(0)
-    state, seen, kept, started = model.init_state(1), 0, [], time.perf_counter()
-    while seen < tokens:
-        piece = torch.randint(256, (1, min(PIECE, tokens - seen)), generator=random)
-        _, state = model.prefill(piece, state, logits=None)
-        seen += piece.shape[1]
-        if len(kept) < 10 * seen // tokens:
-            kept.append(resident())
-            rate = seen / (time.perf_counter() - started)
-            now = f"{in_words(seen):>6} tokens  {kept[-1]:8.1f} MiB  state {state.nbytes:,} bytes"
-            print(f"{now}  {rate:,.0f} tokens/s", flush=True)
-    grown = max(kept) - kept[0]
-    print(json.dumps({"arch": arch, "tokens": seen, "grown_mib": round(grown, 1), "allowed_mib": ALLOWED}))
-    return grown > ALLOWED
+def stream(arguments: argparse.Namespace) -> list[Ratio]:
+    """Read chunk by chunk; memory of the process and bytes of the state, at the end over those after the first tenth."""
+    model = language_model(arguments.arch, params=arguments.params).eval()
+    text, state, seen, early = random_tokens(model, 1, CHUNK), model.init_state(1), 0, (0, 0)
+    start = time.perf_counter()
+    while seen < arguments.tokens:
+        _, state = model.prefill(text, state, logits=None)
+        seen += CHUNK
+        if early == (0, 0) and seen >= arguments.tokens / 10:
+            early = resident(), state.nbytes
+    pace = f"{in_words(seen)} tokens at {in_words(seen / (time.perf_counter() - start))} a second"
+    late = resident(), state.nbytes
+    names = f"{arguments.arch} process", f"{arguments.arch} state"
+    return [
+        Ratio(name, f"{bytes_in_words(b)} over {bytes_in_words(a)}, {pace}", b / a, bound)
+        for name, a, b, bound in zip(names, early, late, (BOUND, 1.0))
+    ]
+
+
+def resident() -> int:
+    """Bytes of memory this process has now (Linux)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmRSS"].split()[0])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="mamba2")
-    parser.add_argument("--tokens", type=count, default=1_000_000)
-    given = parser.parse_args()
-    sys.exit(main(given.arch, given.tokens))
+    sys.exit(main())

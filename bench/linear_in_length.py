@@ -1,81 +1,59 @@
-"""Does a longer sequence cost in proportion? Forward time and peak memory at 8192 tokens over 1024, one layer, batch 1.
+#!/usr/bin/env python3
+"""Reading eight times as many tokens takes at most nine times as long, and nine times the memory, in every mixer that is
+linear in the length.
 
-    python bench/linear_in_length.py                every mixer but those that say O(T^2); bound: 9 times
-    python bench/linear_in_length.py mamba2 kda     these
-
-Times are medians of interleaved repetitions; memory is the peak of a fresh process above that of the imports and weights.
-Exits 1 when a bound is missed.
+    python bench/linear_in_length.py --archs mamba2,gated_deltanet
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import statistics
-import subprocess
+import argparse
 import sys
-import time
+from collections.abc import Iterator
 
 import torch
 
-import slipstream as ss
+from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.memory import peak_bytes
+from slipstream.bench.timing import interleaved, ratio
+from slipstream.core.cards import cards
+from slipstream.core.registry import mixer
+from slipstream.models.config import ModelConfig
 
-SHORT, LONG, D_MODEL, BOUND, REPEATS = 1024, 8192, 256, 9.0, 7
+FAMILIES = ("linear", "delta", "ssm", "rnn")
+D_MODEL, BOUND_PER_DOUBLING = 256, 9 / 8  # 9 for the 8 times of 1024 to 8192
 
 
-def layer(name: str) -> ss.Mixer:
-    torch.manual_seed(0)
-    return ss.mixer(name, d_model=D_MODEL).eval()
+def main() -> int:
+    linear = [c.name for c in cards().values() if c.family in FAMILIES]
+    parser = options(__doc__, seconds=10, threads=1)
+    parser.add_argument("--archs", default=",".join(linear), help="mixers")
+    parser.add_argument("--short", type=int, default=1024, help="tokens of the short sequence")
+    parser.add_argument("--long", type=int, default=8192, help="tokens of the long one")
+    arguments = parser.parse_args()
+    begin(arguments)
+    return conclude([told(r, arguments) for name in arguments.archs.split(",") for r in ratios(name, arguments)], arguments)
+
+
+def ratios(name: str, arguments: argparse.Namespace) -> Iterator[Ratio]:
+    """Time and peak memory of one mixer."""
+    short, long = arguments.short, arguments.long
+    bound = BOUND_PER_DOUBLING * long / short
+    a, b = times(name, short, long, arguments.seconds)
+    yield Ratio(f"{name} time", f"{1e3 * b.seconds:.1f} ms over {1e3 * a.seconds:.1f} ms", ratio(b, a), bound)
+    config = ModelConfig(pattern=f"{name}/none", n_layers=1, d_model=D_MODEL)
+    low, high = peak_bytes(config, short), peak_bytes(config, long)
+    yield Ratio(f"{name} memory", f"{high / 2**20:.1f} MiB over {low / 2**20:.1f} MiB", high / max(low, 1), bound)
 
 
 @torch.no_grad()
-def seconds(mixer: ss.Mixer, x: torch.Tensor) -> float:
-    start = time.perf_counter()
-    mixer(x)
-    return time.perf_counter() - start
-
-
-def time_ratio(mixer: ss.Mixer) -> tuple[float, float, float]:
-    """Ratio of medians, and both medians; short and long runs alternate."""
-    xs = [torch.randn(1, n, D_MODEL) for n in (SHORT, LONG)]
-    for x in xs:
-        seconds(mixer, x)
-    times = [[seconds(mixer, x) for x in xs] for _ in range(REPEATS)]
-    short, long = (statistics.median(column) for column in zip(*times))
-    return long / short, short, long
-
-
-def peak_above_start(name: str, tokens: int) -> int:
-    """Bytes that a forward adds to the peak of a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--peak", name, str(tokens)], capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-def report_peak(name: str, tokens: int) -> None:
-    mixer, x = layer(name), torch.randn(1, tokens, D_MODEL)
-    with torch.no_grad():
-        mixer(x[:, :64])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        mixer(x)
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-
-
-def main(names: list[str]) -> int:
-    missed = []
-    print(f"{'mixer':24}{'ms at 1024':>12}{'ms at 8192':>12}{'ratio':>8}{'MiB at 1024':>13}{'MiB at 8192':>13}{'ratio':>8}")
-    for name in names:
-        ratio, short, long = time_ratio(layer(name))
-        small, large = (peak_above_start(name, n) / 2**20 for n in (SHORT, LONG))
-        memory = large / max(small, 1.0)  # under a MiB the process's own granularity is all there is
-        print(f"{name:24}{1e3 * short:12.1f}{1e3 * long:12.1f}{ratio:8.2f}{small:13.1f}{large:13.1f}{memory:8.2f}", flush=True)
-        missed += [name] if ratio > BOUND or memory > BOUND else []
-    print(json.dumps({"bound": BOUND, "threads": torch.get_num_threads(), "missed": missed}))
-    return bool(missed)
+def times(name: str, short: int, long: int, seconds: float):
+    """Of the mixer's forward, batch 1."""
+    layer = mixer(name, d_model=D_MODEL).eval()
+    xs = {n: torch.randn(1, n, D_MODEL, generator=torch.Generator().manual_seed(0)) for n in (short, long)}
+    found = interleaved({str(n): lambda x=x: layer(x) for n, x in xs.items()}, seconds, least=3)
+    return found[str(short)], found[str(long)]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--peak"]:
-        report_peak(sys.argv[2], int(sys.argv[3]))
-    else:
-        every = [n for n, c in ss.mixers().items() if c.train_order == "T" and c.family != "feedforward"]
-        sys.exit(main(sys.argv[1:] or every))
+    sys.exit(main())

@@ -41,7 +41,12 @@ def test_a_run_leaves_a_model_that_loads(tmp_path):
     assert [e.step for e in events if isinstance(e, Point)] == [1, 2, 3, 4, 5, 6]
     assert "parameters" in next(e.text for e in events if isinstance(e, Note))
     assert not [n for n in files(tmp_path) if "partial" in n]
-    assert {(tmp_path / n).stat().st_mode for n in files(tmp_path)} == {(tmp_path / "config.json").stat().st_mode}
+
+
+def test_the_weights_are_as_readable_as_the_metrics(tmp_path):
+    train(settings(tmp_path / "run"))
+    modes = {n: (tmp_path / "run" / n).stat().st_mode for n in ("metrics.jsonl", "model.safetensors", "trainer.safetensors")}
+    assert len(set(modes.values())) == 1, modes
 
 
 def test_what_a_kill_left_behind_is_swept_away(tmp_path):

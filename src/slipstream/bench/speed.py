@@ -63,20 +63,20 @@ class Clock:
         return 1 - self.left() / self.seconds if self.seconds else 1.0
 
 
-def _tokens(model: LanguageModel, *shape: int) -> torch.Tensor:
+def random_tokens(model: LanguageModel, *shape: int) -> torch.Tensor:
     return torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
-def _reading(model: LanguageModel, tokens: int) -> Callable[[], object]:
+def reading(model: LanguageModel, tokens: int) -> Callable[[], object]:
     """A prompt in one call."""
-    prompt = _tokens(model, 1, tokens)
+    prompt = random_tokens(model, 1, tokens)
     return lambda: model.prefill(prompt, model.init_state(1, tokens), logits="last")
 
 
-def _writing(model: LanguageModel, context: int) -> Callable[[], object]:
+def writing(model: LanguageModel, context: int) -> Callable[[], object]:
     """STEPS tokens after a context, which is read here, untimed. The state goes on from call to call."""
-    _, state = model.prefill(_tokens(model, 1, context), model.init_state(1, context + KEPT_ROOM), logits=None)
-    return partial(_write, model, _tokens(model, 1, 1), [state])
+    _, state = model.prefill(random_tokens(model, 1, context), model.init_state(1, context + KEPT_ROOM), logits=None)
+    return partial(_write, model, random_tokens(model, 1, 1), [state])
 
 
 def _write(model: LanguageModel, token: torch.Tensor, held: list[State]) -> None:
@@ -84,9 +84,9 @@ def _write(model: LanguageModel, token: torch.Tensor, held: list[State]) -> None
         _, held[0] = model.step(token, held[0])
 
 
-def _training(model: LanguageModel, _: int) -> Callable[[], object]:
+def training(model: LanguageModel, _: int) -> Callable[[], object]:
     """Forward and backward of one batch, without the optimiser, which is the same for all."""
-    batch = _tokens(model, TRAIN_SHAPE[0], TRAIN_SHAPE[1] + 1)
+    batch = random_tokens(model, TRAIN_SHAPE[0], TRAIN_SHAPE[1] + 1)
 
     def once() -> None:
         logits = model(batch[:, :-1])
@@ -96,7 +96,7 @@ def _training(model: LanguageModel, _: int) -> Callable[[], object]:
     return once
 
 
-WORK = {"prefill": _reading, "decode": _writing, "train": _training}
+WORK = {"prefill": reading, "decode": writing, "train": training}
 
 
 def _record(name: str, found: dict[tuple[str, int], dict[str, Timing]]) -> Record:

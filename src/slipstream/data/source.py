@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def _read(path: Path) -> bytes:
         if not folder.is_dir():
             raise InputError(f"no file {path}: there is no folder {folder}") from None
         names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-        hint = nearest(path.name, names) if len(names) < 500 else "look at the spelling"
+        hint = nearest(path.name, get_close_matches(path.name, names) or sorted(names)[:8])
         raise InputError(f"no file {path}; {hint if names else 'its folder is empty'}") from None
     except PermissionError:
         raise InputError(f"{path} may not be read; change its permissions") from None

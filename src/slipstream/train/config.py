@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from slipstream.core.config import Config
 from slipstream.core.quantities import Count, Seconds
-from slipstream.models.archs import Arch
 from slipstream.data.spec import TokenizerSpec
+from slipstream.models.archs import Arch
 
 PARAMS = 1_000_000
 TOKENS = 600_000  # about one pass over the novel, a few minutes on one core

@@ -106,7 +106,7 @@ def _go(trainer: Trainer, folder: RunFolder, config: TrainConfig, on_event: List
             folder.save(trainer)
             saved = time.monotonic()
         if interrupt.asked and not trainer.finished:
-            on_event(Note(f"saved at step {trainer.step} in {folder.path}"))
+            on_event(Note(f"saved at step {trainer.step} in {folder.path}; the same command goes on from there"))
             raise KeyboardInterrupt
     return _result(folder, folder.last_point())
 
