@@ -57,6 +57,6 @@ class Optimizers:
 
 
 def hidden_matrices(model: LanguageModel, decay: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Weights of linear layers inside the stack: what Muon is made for. Embeddings, heads and convolutions are not."""
+    """Matrices inside the stack, of linear and of recurrent layers: what Muon is made for. Embeddings and heads are not."""
     decayed = {id(p) for p in decay}
-    return [m.weight for m in model.stack.modules() if isinstance(m, nn.Linear) and id(m.weight) in decayed]
+    return [p for p in model.stack.parameters() if p.ndim == 2 and id(p) in decayed]
