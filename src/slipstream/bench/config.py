@@ -34,7 +34,7 @@ class BenchConfig(Config):
     contexts: Integers = Field([512, 8192], min_length=1, description="contexts after which writing a token is timed")
     data: str | None = Field(None, description="text that recall plants its facts in (default: a novel)")
     seconds: Seconds = Field(60.0, gt=0, description="time for the timings of all, and for each recall task of each")
-    threads: int | None = Field(None, ge=1, description="threads of the timings (default: all cores); recall takes one")
+    threads: int = Field(1, ge=1, description="threads of the timings: more are slower for models this small")
     seed: int = Field(0, ge=0, description="of the weights and the examples")
     out: Path | None = Field(None, description="folder to write results.jsonl and machine.json to")
     as_json: bool = Field(False, description="print the records as JSON lines instead of tables")

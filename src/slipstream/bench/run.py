@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ def run(config: BenchConfig, on_progress: Tell = lambda share, text: None) -> It
     chosen = [m for m in config.measure if m in ("speed", "state", "memory")]
     models = {a: language_model(a, params=config.params, seed=config.seed).eval() for a in config.archs} if chosen else {}
     if "speed" in chosen:
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.threads)
         yield from measure(models, config.lengths, config.contexts, config.seconds, on_progress)
     for arch, model in models.items():
         yield from _sizes(arch, model, config)

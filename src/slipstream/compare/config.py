@@ -51,7 +51,8 @@ class CompareConfig(Config):
     contexts: Integers = Field([512, 8192], description="contexts after which writing a token is timed")
     tokenizer: str = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
     batch_size: int = Field(8, ge=1, description="sequences of one training step")
-    lr: float = Field(3e-3, gt=0, description="highest learning rate, the same for all")
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon learns more from few tokens; or adamw")
+    lr: float | None = Field(None, gt=0, description="highest learning rate, the same for all [default: the optimizer's]")
     jobs: int | None = Field(
         None, ge=1, description="architectures trained side by side, a thread each [default: the cores]"
     )

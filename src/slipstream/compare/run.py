@@ -131,6 +131,7 @@ class Comparison:
             arch=arch,
             params=c.params,
             batch_size=c.batch_size,
+            optimizer=c.optimizer,
             lr=c.lr,
             seed=seed,
             out=self.results.folder / "models" / slug(arch) / f"seed-{seed}",
