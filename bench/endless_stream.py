@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A stream without end is read in constant memory: after the first tenth, a recurrent model's process grows by at most 2 %.
 
-    python bench/endless_stream.py --tokens 1M
+python bench/endless_stream.py --tokens 1M
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def main() -> int:
     parser.add_argument("--long", type=int, default=8192, help="tokens of the long one")
     arguments = parser.parse_args()
     begin(arguments)
-    return conclude([told(r, arguments) for name in arguments.archs.split(",") for r in ratios(name, arguments)], arguments)
+    return conclude(
+        [told(r, arguments) for name in arguments.archs.split(",") for r in ratios(name, arguments)], arguments
+    )
 
 
 def ratios(name: str, arguments: argparse.Namespace) -> Iterator[Ratio]:

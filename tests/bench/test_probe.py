@@ -71,7 +71,9 @@ def test_what_is_easy_is_learned_and_reported():
     assert learned.curve[-1] == (learned.examples, learned.accuracy)
     assert learned.seconds < 30 and told == sorted(told)
     batch = Successor().batch(50, Successor.goal, torch.Generator().manual_seed(9))
-    assert (answers(model, batch) == batch.answers).float().mean() > 0.97  # the model that was given is the one that learned
+    assert (
+        answers(model, batch) == batch.answers
+    ).float().mean() > 0.97  # the model that was given is the one that learned
 
 
 def test_the_same_seed_gives_the_same_lessons():

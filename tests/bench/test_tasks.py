@@ -56,7 +56,9 @@ def read(task: Facts, row: list[int], until: int) -> dict[int, list[int]]:
 def test_facts_are_planted_in_the_text_and_asked_after_the_gap(gap):
     task, level = TASKS["facts"], Level(pairs=5, symbols=16, gap=gap)
     batch = task.batch(30, level, seeded())
-    for row, asked, answers, planted in zip(*(t.tolist() for t in (batch.tokens, batch.asked, batch.answers, batch.planted))):
+    for row, asked, answers, planted in zip(
+        *(t.tolist() for t in (batch.tokens, batch.asked, batch.answers, batch.planted))
+    ):
         first = asked[0]
         facts = read(task, row, first)
         assert [len(v) for v in facts.values()] == [1] * 5
@@ -92,7 +94,9 @@ def test_mqar_asks_each_key_once_more_and_nearer_places_more_often():
         assert sorted(asked) == [i for i in range(6, len(row)) if row[i] != BLANK]
         places.update(i - 6 for i in asked)
     shares = [places[2 * i] / 400 for i in range(13)]
-    assert shares[0] > 0.7 > shares[1] > shares[4] > shares[12] > 0  # 1/i: the first of 13 places is taken most of the time
+    assert (
+        shares[0] > 0.7 > shares[1] > shares[4] > shares[12] > 0
+    )  # 1/i: the first of 13 places is taken most of the time
 
 
 def test_copying_wants_the_string_again():

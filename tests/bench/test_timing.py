@@ -41,7 +41,9 @@ def test_median_and_half_the_interquartile_range():
 def test_speed_records_are_complete():
     models = {a: language_model(a, n_layers=2, d_model=16) for a in ("lstm", "attention")}
     told: list[float] = []
-    records = measure(models, lengths=(40, 8), contexts=(8,), seconds=0.2, on_progress=lambda share, text: told.append(share))
+    records = measure(
+        models, lengths=(40, 8), contexts=(8,), seconds=0.2, on_progress=lambda share, text: told.append(share)
+    )
     assert [r["arch"] for r in records] == ["lstm", "attention"]
     for record in records:
         assert record["kind"] == "speed" and record["train"] > 0
@@ -53,8 +55,15 @@ def test_speed_records_are_complete():
 
 def test_state_bytes_grow_only_where_memory_does():
     lstm, attention = (language_model(a, n_layers=2, d_model=16) for a in ("lstm", "attention"))
-    assert state_record("lstm", lstm, [10, 1000]) == {"kind": "state", "arch": "lstm", "bytes": [[10, 256], [1000, 256]]}
-    assert state_record("attention", attention, [10, 1000])["bytes"] == [[10, 2 * 2 * 16 * 4 * 10], [1000, 2 * 2 * 16 * 4 * 1000]]
+    assert state_record("lstm", lstm, [10, 1000]) == {
+        "kind": "state",
+        "arch": "lstm",
+        "bytes": [[10, 256], [1000, 256]],
+    }
+    assert state_record("attention", attention, [10, 1000])["bytes"] == [
+        [10, 2 * 2 * 16 * 4 * 10],
+        [1000, 2 * 2 * 16 * 4 * 1000],
+    ]
 
 
 def test_peak_memory_sees_what_a_prompt_needs():

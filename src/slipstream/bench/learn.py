@@ -36,7 +36,9 @@ class Learned:
     curve: list[tuple[int, float]] = field(default_factory=list)
 
 
-def learn(model: LanguageModel, task: Task, seconds: float, seed: int, on_progress: Tell = lambda share, text: None) -> Learned:
+def learn(
+    model: LanguageModel, task: Task, seconds: float, seed: int, on_progress: Tell = lambda share, text: None
+) -> Learned:
     """Train the model until the goal is solved or the time is up; which examples come is the seed's alone."""
     start, pupil, done = time.perf_counter(), Pupil(model, task, seed), Learned()
     while done.examples_to_solve is None and done.seconds < seconds:

@@ -17,7 +17,20 @@ from slipstream import ops
 from slipstream.core.quantities import bytes_in_words
 from slipstream.ops import dispatch
 
-SIMD = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "neon", "asimd", "sve")
+SIMD = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "neon",
+    "asimd",
+    "sve",
+)
 READ_BYTES = 256 * 2**20  # far more than any cache
 MATMUL = 1536  # rows and columns
 ENOUGH = 0.5  # seconds of repetitions
@@ -86,14 +99,20 @@ def _backend(op: str, device: str) -> dict[str, str]:
     elif reading == training == "torch":
         why = f"{', '.join(offered)} does not take float32 on {device}"
     else:
-        why = f"{', '.join(offered)} is there for {device} in float32" + ("" if reading == training else ", without gradients only")
+        why = f"{', '.join(offered)} is there for {device} in float32" + (
+            "" if reading == training else ", without gradients only"
+        )
     return {"op": op, "reading": reading, "training": training, "why": why}
 
 
 def overloaded() -> str:
     """Why timings made now would mislead, or ''."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return f"load average {load:.1f} on {cores} cores: other work is running, timings will be too long" if load > cores else ""
+    return (
+        f"load average {load:.1f} on {cores} cores: other work is running, timings will be too long"
+        if load > cores
+        else ""
+    )
 
 
 def cpu_name() -> str:
@@ -103,7 +122,9 @@ def cpu_name() -> str:
 
 def simd() -> str:
     """The instruction sets that matter here, and the width torch's own code was chosen for."""
-    flags = next((set(line.split()) for line in _lines("/proc/cpuinfo") if line.lower().startswith(("flags", "features"))), set())
+    flags = next(
+        (set(line.split()) for line in _lines("/proc/cpuinfo") if line.lower().startswith(("flags", "features"))), set()
+    )
     has = [name for name in SIMD if name in flags]
     return " ".join(has) + f" (torch uses {torch.backends.cpu.get_cpu_capability()})"
 

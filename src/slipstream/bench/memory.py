@@ -38,7 +38,9 @@ print(1024 * (int(status()["VmHWM"].split()[0]) - int(before.split()[0])))
 def peak_bytes(config: ModelConfig, tokens: int) -> int:
     """Bytes by which reading `tokens` tokens in one call raises a process's memory. Raises InputError where there is no /proc."""
     if not Path("/proc/self/clear_refs").exists():
-        raise InputError(f"peak memory is read from /proc, which {platform.system()} has not; leave memory out of --measure")
+        raise InputError(
+            f"peak memory is read from /proc, which {platform.system()} has not; leave memory out of --measure"
+        )
     order = json.dumps([config.model_dump(), tokens])
     done = subprocess.run([sys.executable, "-c", CHILD], input=order, capture_output=True, text=True, check=False)
     if done.returncode:

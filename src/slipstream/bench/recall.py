@@ -25,7 +25,7 @@ from slipstream.models.language_model import LanguageModel
 DISTANCES = (64, 256, 1024, 4096)  # tokens of text between the last fact and the first question
 LOADS = (4, 8, 16, 32, 64)  # facts at once
 ANSWERS = 300  # wanted at every point: the interval is then at most 11 % wide
-LEARNING = 0.65  # share of the time; the rest is for the questions
+LEARNING = 0.7  # share of the time; the rest is for the questions
 ROW_TOKENS = 65536  # read at once: bounds memory
 
 
@@ -41,7 +41,11 @@ class Point:
 
 
 def recall_probe(
-    arch: str, text: bytes | np.ndarray, seconds: float = 30.0, seed: int = 0, on_progress: Tell = lambda share, text: None
+    arch: str,
+    text: bytes | np.ndarray,
+    seconds: float = 30.0,
+    seed: int = 0,
+    on_progress: Tell = lambda share, text: None,
 ) -> dict[str, Any]:
     """Teach a small model of this architecture to look facts up, then ask. Gives a record of kind "recall".
 
@@ -63,7 +67,9 @@ def recall_probe(
             record["overwritten"] = answered
         else:
             record[point.kind].append(answered)
-        on_progress(min(1.0, (time.perf_counter() - start) / seconds), f"asking: {point.kind} {next(iter(point.at.values()))}")
+        on_progress(
+            min(1.0, (time.perf_counter() - start) / seconds), f"asking: {point.kind} {next(iter(point.at.values()))}"
+        )
     return record
 
 
@@ -76,7 +82,9 @@ def points(task: Facts) -> list[Point]:
 
 
 @torch.no_grad()
-def ask(model: LanguageModel, task: Facts, points: list[Point], until: float, seed: int) -> Iterator[tuple[Point, Score]]:
+def ask(
+    model: LanguageModel, task: Facts, points: list[Point], until: float, seed: int
+) -> Iterator[tuple[Point, Score]]:
     """Each point's answers: ANSWERS of them, or what its share of the time allows, and one batch at least."""
     model.eval()
     for i, point in enumerate(points):

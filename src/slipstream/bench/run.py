@@ -26,7 +26,9 @@ TASKS = {"mqar": Mqar, "copying": Copying}
 def run(config: BenchConfig, on_progress: Tell = lambda share, text: None) -> Iterator[Record]:
     """Records as they are measured. Speed and memory at --params; the recall tasks on their own small models, in one thread."""
     chosen = [m for m in config.measure if m in ("speed", "state", "memory")]
-    models = {a: language_model(a, params=config.params, seed=config.seed).eval() for a in config.archs} if chosen else {}
+    models = (
+        {a: language_model(a, params=config.params, seed=config.seed).eval() for a in config.archs} if chosen else {}
+    )
     if "speed" in chosen:
         torch.set_num_threads(config.threads)
         yield from measure(models, config.lengths, config.contexts, config.seconds, on_progress)
@@ -36,7 +38,11 @@ def run(config: BenchConfig, on_progress: Tell = lambda share, text: None) -> It
     for kind in (m for m in config.measure if m not in chosen):
         for arch in config.archs:
             tell: Tell = lambda share, text, now=f"{kind} of {arch}": on_progress(share, f"{now}: {text}")  # type: ignore[misc] # noqa: E731
-            yield _recall(config, arch, tell) if kind == "recall" else task_record(TASKS[kind](), kind, arch, config, tell)
+            yield (
+                _recall(config, arch, tell)
+                if kind == "recall"
+                else task_record(TASKS[kind](), kind, arch, config, tell)
+            )
 
 
 def _sizes(arch: str, model: LanguageModel, config: BenchConfig) -> Iterator[Record]:

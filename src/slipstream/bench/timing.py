@@ -20,7 +20,10 @@ class Timing:
 
 
 def interleaved(
-    work: Mapping[str, Callable[[], object]], seconds: float, least: int = 1, on_round: Callable[[int], None] = lambda n: None
+    work: Mapping[str, Callable[[], object]],
+    seconds: float,
+    least: int = 1,
+    on_round: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Timing]:
     """Run all competitors in turn, again and again, until the time is up, `least` rounds at least.
 

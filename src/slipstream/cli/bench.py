@@ -90,5 +90,8 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
         row["training"] = f"{record['train']:,.0f} tokens/s"
     if "examples_to_solve" in record:
         solved = record["examples_to_solve"]
-        row |= {"solved after": f"{solved:,} examples" if solved else "not solved", "accuracy": f"{record['accuracy']:.0%}"}
+        row |= {
+            "solved after": f"{solved:,} examples" if solved else "not solved",
+            "accuracy": f"{record['accuracy']:.0%}",
+        }
     return row

@@ -39,12 +39,18 @@ def _print(machine: dict[str, Any], warning: str) -> None:
     out.print(f"instructions: {machine['simd']}")
     out.print(f"reads memory at {machine['read_gb_per_second']:g} GB/s: a step that reads 1 GB of weights takes "
               f"{1000 / machine['read_gb_per_second']:.0f} ms at best")  # fmt: skip
-    out.print(f"multiplies matrices at {machine['matmul_gflops']:g} GFLOP/s in float32, on {machine['threads']} threads")
-    out.print(f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, {machine['gpu'] or 'no GPU'}")
+    out.print(
+        f"multiplies matrices at {machine['matmul_gflops']:g} GFLOP/s in float32, on {machine['threads']} threads"
+    )
+    out.print(
+        f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, {machine['gpu'] or 'no GPU'}"
+    )
     table = Table(box=None, pad_edge=False, header_style="bold", title="\nWhat runs each op", title_justify="left")
     for column in ("op", "reading", "training", "why"):
         table.add_column(column)
     for row in machine["backends"]:
         table.add_row(row["op"], row["reading"], row["training"], row["why"])
     out.print(table)
-    out.print(f"\n[yellow]{warning}[/]" if warning else f"\nload average {machine['load']:g}: timings made now can be trusted")
+    out.print(
+        f"\n[yellow]{warning}[/]" if warning else f"\nload average {machine['load']:g}: timings made now can be trusted"
+    )

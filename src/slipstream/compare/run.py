@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slipstream import __version__
 from slipstream.bench.machine import describe
 from slipstream.bench.speed import measure, state_record
@@ -27,6 +29,7 @@ from slipstream.data.text import TextData, text_data
 from slipstream.models.checkpoint import load
 from slipstream.models.pattern import parse
 from slipstream.train.config import TrainConfig
+from slipstream.train.run import fitting_threads
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Comparison:
     def __init__(self, config: CompareConfig, results: Results, data: TextData, on_event: Listener) -> None:
         self.config, self.results, self.data, self.on_event = config, results, data, on_event
         self.jobs = config.jobs or os.cpu_count() or 1
-        self.started = time.monotonic()
+        self.started, self.total = time.monotonic(), 0.0
 
     def run(self) -> list[Record]:
         """Plan, work, time; what is known is told at the end, and also when the work is interrupted."""
@@ -167,7 +170,6 @@ class Comparison:
         """Run tasks, tell how far they are, and hand on those that are done. after: seconds of work still to come."""
         shares_done = {t.name: 0.0 for t in todo}
         now: dict[str, str] = {}
-        total = sum(t.weight for t in todo) / self.jobs
         for event in run_all(todo, self.jobs):
             if isinstance(event, News):
                 shares_done[event.task.name], now[event.task.name] = event.share, event.text
@@ -176,10 +178,12 @@ class Comparison:
                 now.pop(event.task.name, None)
                 yield event
             left = sum(t.weight * (1 - shares_done[t.name]) for t in todo) / self.jobs
-            self._tell(left + sum(after.values()), total + sum(after.values()), now)
+            self._tell(left + sum(after.values()), now)
 
-    def _tell(self, left: float, total: float, now: dict[str, str]) -> None:
-        self.on_event(Progress(1 - left / total if total else 1.0, left, dict(now)))
+    def _tell(self, left: float, now: dict[str, str]) -> None:
+        """The share is of the most that has ever been left, so that it only grows."""
+        self.total = max(self.total, left)
+        self.on_event(Progress(1 - left / self.total if self.total else 1.0, left, dict(now)))
 
     def _speed(self, plan: dict[str, Any]) -> None:
         """Prefill and decode of the trained models, one at a time, alone on the machine; interleaved repetitions."""
@@ -188,8 +192,9 @@ class Comparison:
         models = {a: load(f) for a, f in folders.items() if f and (f / "config.json").exists()}
         if not models:
             return
+        torch.set_num_threads(fitting_threads(self.config.params))
         budget = plan["speed_seconds"] * len(models) / len(self.config.archs)
-        listen = lambda share, text: self._tell(budget * (1 - share), budget, {"timing": text})  # noqa: E731
+        listen = lambda share, text: self._tell(budget * (1 - share), {"timing": text})  # noqa: E731
         for record in measure(models, self.config.lengths, self.config.contexts, budget, listen):
             self.results.add(record)
         for arch, model in models.items():

@@ -19,6 +19,8 @@ Record = dict[str, Any]
 STAGES = {"quality": "bits per byte", "recall": "recall", "speed": "speed", "state": "state bytes"}
 LONG = 8192  # tokens; the length that the table quotes where it was measured
 
+LEARNED = 0.7  # accuracy on what it was taught from which a probe has learned to look facts up, if not perfectly
+
 
 @dataclass
 class Row:
@@ -36,6 +38,7 @@ class Row:
     load: dict[int, Measure] = field(default_factory=dict)
     solved_after: list[int | None] = field(default_factory=list)  # examples, one a seed; None: not within the budget
     recall_budget: int = 0
+    grasped: float = 0.0  # accuracy where it was taught, of the best seed
     prefill: dict[int, Measure] = field(default_factory=dict)  # seconds
     decode: dict[int, Measure] = field(default_factory=dict)  # ms
     state: dict[int, Measure] = field(default_factory=dict)  # bytes
@@ -48,7 +51,7 @@ class Row:
     @property
     def never_learned(self) -> bool:
         """The probe was trained and did not learn to look facts up: what it finds says nothing of how far memory reaches."""
-        return bool(self.solved_after) and self.examples_to_solve is None
+        return bool(self.solved_after) and self.examples_to_solve is None and self.grasped < LEARNED
 
     @property
     def examples_to_solve(self) -> float | None:
@@ -155,6 +158,7 @@ def _add_recall(row: Row, records: list[Record]) -> None:
     row.recall = _shares(records, "distance", "distance")
     row.load = _shares(records, "load", "pairs")
     row.solved_after = [r["examples_to_solve"] for r in records if "examples_to_solve" in r]
+    row.grasped = max((float(r.get("accuracy") or 0.0) for r in records), default=0.0)
     row.recall_budget = max((int(r.get("examples") or 0) for r in records), default=0)
 
 

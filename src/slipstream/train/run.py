@@ -70,11 +70,13 @@ def prepare(config: TrainConfig, data: TextData) -> Trainer:
     """The model and its trainer at step 0, on the device asked for."""
     model = build(config, data)
     model.tokenizer = data.tokenizer
-    if config.threads or model.n_parameters() < SMALL:
-        torch.set_num_threads(config.threads or 1)
-    else:
-        torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or fitting_threads(model.n_parameters()))
     return Trainer(model.to(_device(config.device)), data, config)
+
+
+def fitting_threads(parameters: int) -> int:
+    """CPU threads for a model of this size."""
+    return 1 if parameters < SMALL else os.cpu_count() or 1
 
 
 def build(config: TrainConfig, data: TextData) -> LanguageModel:
