@@ -81,6 +81,18 @@ def test_ragged_rows_give_each_its_last_logits(tokens):
     assert state.length.tolist() == [21, 9]
 
 
+def test_a_long_prompt_is_read_in_pieces(monkeypatch, tokens):
+    model = tiny().double()
+    monkeypatch.setattr("slipstream.models.language_model.PIECE", 8)
+    with torch.no_grad():
+        for logits in ("last", None):
+            got, state = model.prefill(tokens, logits=logits)
+            want = model(tokens)[:, -1:] if logits else None
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+            assert state.length.tolist() == [21, 21]
+        assert model.prefill(tokens[:, :0], logits=None)[1].length.tolist() == [0, 0]
+
+
 def test_logits_are_given_as_asked(tokens):
     model = tiny()
     assert model.prefill(tokens)[0].shape == (2, 1, 50)

@@ -21,6 +21,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.state import Slot, State, grow
 
 Mode = Literal["forward", "prefill", "step"]
+PIECE = 1024  # tokens that a forward without gradients reads at once
 
 
 class Mixer(nn.Module, ABC):
@@ -78,7 +79,15 @@ class Mixer(nn.Module, ABC):
         return self._from_fresh(x)
 
     def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.prefill(x, self.init_state(x.shape[0], x.shape[1]), lengths)[0]
+        """Without gradients a long sequence is read in pieces: any cut gives the same, and what is at hand stays in the cache."""
+        state = self.init_state(x.shape[0], x.shape[1])
+        if torch.is_grad_enabled() or lengths is not None or x.shape[1] <= PIECE:
+            return self.prefill(x, state, lengths)[0]
+        ys = []
+        for piece in x.split(PIECE, 1):
+            y, state = self.prefill(piece, state)
+            ys.append(y)
+        return torch.cat(ys, 1)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State) -> tuple[Float[Tensor, "B 1 D"], State]:
         """RECURRENT: one token; static shapes, no host synchronisation."""

@@ -21,6 +21,7 @@ from slipstream.models.pattern import layers
 from slipstream.models.stack import Stack
 
 Logits = Literal["last", "all"]
+PIECE = 2048  # tokens of a prompt that are read at once
 
 
 class LanguageModel(nn.Module):
@@ -50,9 +51,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Tensor, "B L V"] | None, State]:
         """CHUNKED: read tokens from any state; any split gives the same. lengths: rows are right-padded.
 
-        logits: "last" (B 1 V) of each row's last real token, "all" (B T V), or None for the state alone.
+        logits: "last" (B 1 V) of each row's last real token, "all" (B T V), or None for the state alone. Without gradients a
+        long prompt is read piece by piece, so that memory beyond the state does not grow with it.
         """
         state = self.init_state(tokens.shape[0], tokens.shape[1]) if state is None else state
+        if not torch.is_grad_enabled() and lengths is None and logits != "all":
+            *pieces, tokens = tokens.split(PIECE, 1)
+            for piece in pieces:
+                _, state = self.stack.prefill(self.embedding(piece), state)
         h, state = self.stack.prefill(self.embedding(tokens), state, lengths)
         if logits == "last":
             h = _last(h, lengths)
