@@ -91,7 +91,13 @@ def test_clearing_keeps_nothing_but_the_lock(tmp_path):
 
 
 def test_folders_of_architectures_are_their_own():
-    names = ["lstm", "3*gated_deltanet, attention", "2*gated_deltanet, attention", "attention(n_heads=2)", "attention(n_heads=4)"]
+    names = [
+        "lstm",
+        "3*gated_deltanet, attention",
+        "2*gated_deltanet, attention",
+        "attention(n_heads=2)",
+        "attention(n_heads=4)",
+    ]
     assert slug("lstm") == "lstm"
     assert len({slug(n) for n in names}) == len(names)
     assert all("/" not in slug(n) and " " not in slug(n) for n in names)

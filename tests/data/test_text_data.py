@@ -31,7 +31,9 @@ def test_half_a_batch_twice_is_a_whole_one():
 
 def test_an_epoch_reads_each_token_once_and_the_next_starts_elsewhere():
     windows = Windows(np.arange(1000), 10)
-    epochs = [torch.cat([windows.batch(e * windows.per_epoch + i, 1, 3) for i in range(windows.per_epoch)]) for e in (0, 1)]
+    epochs = [
+        torch.cat([windows.batch(e * windows.per_epoch + i, 1, 3) for i in range(windows.per_epoch)]) for e in (0, 1)
+    ]
     for epoch in epochs:
         predicted = epoch[:, 1:].flatten().sort().values
         assert torch.equal(predicted, torch.arange(predicted[0], predicted[0] + 10 * windows.per_epoch))

@@ -14,7 +14,9 @@ from slipstream.generate.sampling import draw, probabilities, uniform
 LOGITS = 3 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NONE = torch.zeros(4, 50, dtype=torch.bool)
 HF = {
-    "temperature": hf.TemperatureLogitsWarper, "top_k": hf.TopKLogitsWarper, "top_p": hf.TopPLogitsWarper,
+    "temperature": hf.TemperatureLogitsWarper,
+    "top_k": hf.TopKLogitsWarper,
+    "top_p": hf.TopPLogitsWarper,
     "min_p": hf.MinPLogitsWarper,
 }
 
@@ -22,8 +24,15 @@ HF = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": 0.7}, {"top_k": 5}, {"top_k": 500}, {"top_p": 0.3}, {"top_p": 0.9}, {"top_p": 1.0}, {"min_p": 0.1},
-        {"temperature": 1.4, "top_k": 20, "top_p": 0.8, "min_p": 0.05}, {"top_p": 1e-9},
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_k": 500},
+        {"top_p": 0.3},
+        {"top_p": 0.9},
+        {"top_p": 1.0},
+        {"min_p": 0.1},
+        {"temperature": 1.4, "top_k": 20, "top_p": 0.8, "min_p": 0.05},
+        {"top_p": 1e-9},
     ],
 )
 def test_filters_are_those_of_transformers(settings):
@@ -68,7 +77,9 @@ def test_random_numbers_are_a_function_of_seed_and_position():
     assert abs(np.corrcoef(pairs[:-1].ravel(), pairs[1:].ravel())[0, 1]) < 0.06  # neighbouring seeds
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_k": 0}, {"min_p": 2}, {"repetition_penalty": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_p": 0}, {"top_k": 0}, {"min_p": 2}, {"repetition_penalty": 0}]
+)
 def test_settings_out_of_range(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)

@@ -89,9 +89,7 @@ def test_packed_documents_are_as_alone():
     x, dt, B_, C = (v.flatten(0, 1)[None] for v in (x, dt, B_, C))
     bounds = [0, 5, 5, 18, B * T]
     y, final = selective_scan(x, dt, A, B_, C, cu_seqlens=torch.tensor(bounds))
-    alone = [
-        selective_scan(x[:, i:j], dt[:, i:j], A, B_[:, i:j], C[:, i:j]) for i, j in pairwise(bounds)
-    ]
+    alone = [selective_scan(x[:, i:j], dt[:, i:j], A, B_[:, i:j], C[:, i:j]) for i, j in pairwise(bounds)]
     close(y, torch.cat([o for o, _ in alone], 1))
     close(final, torch.cat([s for _, s in alone]))
 

@@ -1,7 +1,7 @@
 """Makes fla_ops.npz: the plain PyTorch operators of flash-linear-attention 0.6.0, which compute in float32.
 
-    pip install torch==2.13.0 triton==3.9.0 fla-core==0.6.0 flash-linear-attention==0.6.0
-    TRITON_INTERPRET=1 python tests/oracles/make_fla_ops.py
+pip install torch==2.13.0 triton==3.9.0 fla-core==0.6.0 flash-linear-attention==0.6.0
+TRITON_INTERPRET=1 python tests/oracles/make_fla_ops.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes rwkv7.npz: the first layer's time mix of the official rwkv package 0.8.32, with random weights, in float32.
 
-    pip install torch==2.13.0 rwkv==0.8.32
-    python tests/oracles/make_rwkv7.py
+pip install torch==2.13.0 rwkv==0.8.32
+python tests/oracles/make_rwkv7.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes s4d.npz: S4D by the kernel of listing 1 of arXiv:2206.11893 and an FFT convolution, in numpy and float64.
 
-    python tests/oracles/make_s4d.py
+python tests/oracles/make_s4d.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes tcn.npz: the residual block of figure 1 of arXiv:1803.01271 as a loop over time and taps, in numpy and float64.
 
-    python tests/oracles/make_tcn.py
+python tests/oracles/make_tcn.py
 """
 
 from __future__ import annotations

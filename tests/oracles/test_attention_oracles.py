@@ -8,18 +8,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import slipstream as ss
 
-SIZES = dict(
-    vocab_size=61,
-    hidden_size=48,
-    intermediate_size=40,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    initializer_range=0.15,
-    max_position_embeddings=256,
-)
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.15,
+    "max_position_embeddings": 256,
+}
 MODELS = {
     "llama": (
         LlamaForCausalLM,

@@ -27,6 +27,8 @@ from . import make_linear_attention
 
 def load(name):
     return {n: torch.from_numpy(a) for n, a in np.load(Path(__file__).with_name(f"{name}.npz")).items()}
+
+
 D, T, PREFIX, B = 48, 37, 20, 2
 
 
@@ -144,7 +146,9 @@ def test_the_stored_arrays_are_what_their_maker_makes():
 
 SCALE = 8**-0.5
 FLA = {  # operator of fla -> ours over the stored inputs
-    "retention": lambda x: outer_scan(x["q"], x["k"], x["v"], torch.log1p(-(2.0 ** (-5 - torch.arange(2)))), scale=SCALE),
+    "retention": lambda x: outer_scan(
+        x["q"], x["k"], x["v"], torch.log1p(-(2.0 ** (-5 - torch.arange(2)))), scale=SCALE
+    ),
     "gla": lambda x: outer_scan(x["q"], x["k"], x["v"], x["per_channel"], scale=SCALE),
     "simple_gla": lambda x: outer_scan(x["q"], x["k"], x["v"], x["per_head"], scale=SCALE),
     "delta": lambda x: delta_scan(x["q"], x["k"], x["v"], x["beta"], scale=SCALE),
@@ -154,6 +158,7 @@ FLA = {  # operator of fla -> ours over the stored inputs
         *(x[n] for n in ("q", "k", "v", "read", "write", "per_channel")), scale=SCALE, erase="undecayed"
     ),
 }
+
 
 @pytest.mark.parametrize("op", FLA)
 def test_the_ops_are_those_of_fla(op):

@@ -10,8 +10,26 @@ from pathlib import Path
 
 STEPS = 18
 OPTIONS = [
-    "--arch", "attention(conv_size=4)", "--n-layers", "2", "--d-model", "16", "--context", "32", "--batch-size", "4",
-    "--tokens", str(32 * 4 * STEPS), "--eval-every", "6", "--eval-tokens", "64", "--threads", "1", "--save-every", "0",
+    "--arch",
+    "attention(conv_size=4)",
+    "--n-layers",
+    "2",
+    "--d-model",
+    "16",
+    "--context",
+    "32",
+    "--batch-size",
+    "4",
+    "--tokens",
+    str(32 * 4 * STEPS),
+    "--eval-every",
+    "6",
+    "--eval-tokens",
+    "64",
+    "--threads",
+    "1",
+    "--save-every",
+    "0",
 ]
 PROGRAM = """
 import time
@@ -66,7 +84,7 @@ def test_killed_and_stopped_runs_end_as_an_undisturbed_one(tmp_path):
     assert "saved at step" in errors
     told = finish(broken)
     assert undisturbed.communicate(timeout=120) and undisturbed.returncode == 0
-    assert 'slipstream generate' in told and "bits per byte" in told
+    assert "slipstream generate" in told and "bits per byte" in told
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     assert {p.name for p in broken.iterdir()} == {p.name for p in whole.iterdir()}  # nothing half-written is left

@@ -15,8 +15,14 @@ from slipstream.train.loop import Point
 from slipstream.train.run import Note, train
 
 SETTINGS = {
-    "arch": "attention", "n_layers": 1, "d_model": 16, "context": 16, "batch_size": 4, "tokens": 16 * 4 * 6,
-    "eval_tokens": 64, "threads": 1,
+    "arch": "attention",
+    "n_layers": 1,
+    "d_model": 16,
+    "context": 16,
+    "batch_size": 4,
+    "tokens": 16 * 4 * 6,
+    "eval_tokens": 64,
+    "threads": 1,
 }
 
 
@@ -45,7 +51,9 @@ def test_a_run_leaves_a_model_that_loads(tmp_path):
 
 def test_the_weights_are_as_readable_as_the_metrics(tmp_path):
     train(settings(tmp_path / "run"))
-    modes = {n: (tmp_path / "run" / n).stat().st_mode for n in ("metrics.jsonl", "model.safetensors", "trainer.safetensors")}
+    modes = {
+        n: (tmp_path / "run" / n).stat().st_mode for n in ("metrics.jsonl", "model.safetensors", "trainer.safetensors")
+    }
     assert len(set(modes.values())) == 1, modes
 
 
@@ -130,7 +138,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch)
     assert not [n for n in kept if "partial" in n]
 
 
-@pytest.mark.parametrize("bad", [{"arch": "atention"}, {"context": 10**6}, {"data": "nowhere.txt"}, {"device": "cudda"}])
+@pytest.mark.parametrize(
+    "bad", [{"arch": "atention"}, {"context": 10**6}, {"data": "nowhere.txt"}, {"device": "cudda"}]
+)
 def test_mistakes_leave_nothing_behind(tmp_path, bad):
     with pytest.raises(InputError):
         train(settings(tmp_path / "run", **bad))

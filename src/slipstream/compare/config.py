@@ -50,7 +50,9 @@ class CompareConfig(Config):
     lengths: Integers = Field([512, 2048, 8192], description="prompt lengths whose reading is timed")
     contexts: Integers = Field([512, 8192], description="contexts after which writing a token is timed")
     tokenizer: str = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
-    batch_size: int = Field(4, ge=1, description="sequences of one training step: few, so that few tokens make many steps")
+    batch_size: int = Field(
+        4, ge=1, description="sequences of one training step: few, so that few tokens make many steps"
+    )
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon learns more from few tokens; or adamw")
     lr: float = Field(1e-2, gt=0, description="highest learning rate, the same for all; adamw wants about 3e-3")
     jobs: int | None = Field(

@@ -15,7 +15,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        temporary.chmod(path.parent.stat().st_mode & 0o666)  # as readable as its folder: safetensors makes files private
+        temporary.chmod(
+            path.parent.stat().st_mode & 0o666
+        )  # as readable as its folder: safetensors makes files private
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)

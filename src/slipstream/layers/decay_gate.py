@@ -1,6 +1,6 @@
 r"""The decay gate of Mamba-2 (Dao & Gu 2024, arXiv:2405.21060) and its heirs: a learned rate, a time that is read.
 
-    log_decay = -exp(A_log) * softplus(a + dt_bias)
+log_decay = -exp(A_log) * softplus(a + dt_bias)
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ class Subject(Config):
     """What is trained, on what."""
 
     data: str | None = Field(None, description="a text file, a folder, or - for standard input (default: a novel)")
-    tokenizer: TokenizerSpec = Field("bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json")
+    tokenizer: TokenizerSpec = Field(
+        "bytes", description="bytes, bpe:4096 to train one, or the path of a tokenizer.json"
+    )
     context: int | None = Field(None, ge=1, description="tokens of one sequence (default: 256, less for a short text)")
     arch: Arch = Field("3*gated_deltanet, attention", description="a mixer's name or a pattern of them")
     params: Count | None = Field(None, description="size of the model, like 3M (default: 1M)")

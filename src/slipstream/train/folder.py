@@ -27,7 +27,15 @@ from slipstream.models.language_model import LanguageModel
 from slipstream.train.config import TrainConfig
 from slipstream.train.loop import Point, Trainer
 
-FREE_TO_CHANGE = {"data", "out", "fresh", "save_every", "threads", "device", "as_json"}  # a run may go on with others of these
+FREE_TO_CHANGE = {
+    "data",
+    "out",
+    "fresh",
+    "save_every",
+    "threads",
+    "device",
+    "as_json",
+}  # a run may go on with others of these
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json")
 
 

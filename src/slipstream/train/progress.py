@@ -21,9 +21,15 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"), console=self.console,
-        ) if sys.stderr.isatty() else None
+        self.bar = (
+            Progress(
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f} %  {task.description}"),
+                console=self.console,
+            )
+            if sys.stderr.isatty()
+            else None
+        )
         self.task = self.bar.add_task("") if self.bar else None
         self.first: Point | None = None
         self.started = self.told = time.monotonic()

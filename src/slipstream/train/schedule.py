@@ -10,8 +10,8 @@ from slipstream.train.config import Recipe
 def lr_share(done: float, recipe: Recipe) -> float:
     """Learning rate over its highest, at `done` in [0, 1] of the run: a linear rise, then
 
-        cosine   (1 + cos(pi * rest)) / 2, to 0 at the end (Loshchilov & Hutter 2017, arXiv:1608.03983)
-        wsd      1 until the last `decay` of the run, then 1 - sqrt(rest of it), to 0 (arXiv:2405.18392)
+    cosine   (1 + cos(pi * rest)) / 2, to 0 at the end (Loshchilov & Hutter 2017, arXiv:1608.03983)
+    wsd      1 until the last `decay` of the run, then 1 - sqrt(rest of it), to 0 (arXiv:2405.18392)
     """
     if done < recipe.warmup:
         return done / recipe.warmup
