@@ -51,14 +51,13 @@ def table(link: str) -> str:
     """All mixers in one table."""
     lines = ["| name | family | memory | training | a token | what it is |", "|---|---|---|---|---|---|"]
     for c in cards().values():
-        source = c.paper.split(";")[0].split(",")[0]
         cells = [
             f"[{c.name}]({link}{c.name}.md)",
             c.family,
             c.state_growth,
             f"O({c.train_order})",
             f"O({c.decode_order})",
-            f"{c.title} ({source})",
+            f"{c.title} ({c.source})",
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -65,14 +65,13 @@ def _print_table(chosen: list[Card]) -> None:
         if previous not in (None, c.family):
             table.add_section()
         previous = c.family
-        source = c.paper.split(";")[0].split(",")[0]
         table.add_row(
             f"[bold]{c.name}[/]",
             c.family,
             c.state_growth,
             f"O({c.train_order})",
             f"O({c.decode_order})",
-            f"{c.title} [dim]({source})[/]",
+            f"{c.title} [dim]({c.source})[/]",
         )
     Console().print(table)
     Console().print("[dim]slipstream show NAME explains one; slipstream compare FILE measures them on your text[/]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,6 +36,12 @@ class Card:
     grows: bool
     windowed: bool
     fields: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The first paper's authors and year."""
+        found = re.match(r".*?\b\d{4}", self.paper)
+        return found[0] if found else self.paper
 
     @property
     def state_growth(self) -> str:
