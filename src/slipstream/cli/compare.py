@@ -41,6 +41,10 @@ def run(config: CompareConfig) -> None:
             else:
                 write_report(event.records, event.folder / "report.html")
 
-        records = compare(config, hear)
+        try:
+            records = compare(config, hear)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise
     print_table(records, console)
     console.print(f"\n[bold]{folder(config) / 'report.html'}[/] has the figures and the reasons")

@@ -1,0 +1,13 @@
+"""Generated pages are what the mixers' files say now."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_docs_are_up_to_date():
+    script = Path(__file__).parents[2] / "docs" / "generate.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
