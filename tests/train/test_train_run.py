@@ -175,13 +175,16 @@ def test_params_choose_the_widths(tmp_path):
 def test_interrupts_reach_python_again_afterwards():
     import signal
 
-    before = signal.getsignal(signal.SIGINT)
-    with on_interrupt() as interrupt:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.asked
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told its children to ignore it
+    try:
+        with on_interrupt() as interrupt:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert interrupt.asked
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_tied_matrix_is_kept_once(tmp_path):

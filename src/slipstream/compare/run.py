@@ -170,6 +170,7 @@ class Comparison:
         """Run tasks, tell how far they are, and hand on those that are done. after: seconds of work still to come."""
         shares_done = {t.name: 0.0 for t in todo}
         now: dict[str, str] = {}
+        total, begun = sum(t.weight for t in todo) / self.jobs, time.monotonic()
         for event in run_all(todo, self.jobs):
             if isinstance(event, News):
                 shares_done[event.task.name], now[event.task.name] = event.share, event.text
@@ -178,12 +179,15 @@ class Comparison:
                 now.pop(event.task.name, None)
                 yield event
             left = sum(t.weight * (1 - shares_done[t.name]) for t in todo) / self.jobs
-            self._tell(left + sum(after.values()), now)
+            self._tell(left, now, sum(after.values()), _pace(time.monotonic() - begun, total - left, total))
 
-    def _tell(self, left: float, now: dict[str, str]) -> None:
-        """The share is of the most that has ever been left, so that it only grows."""
-        self.total = max(self.total, left)
-        self.on_event(Progress(1 - left / self.total if self.total else 1.0, left, dict(now)))
+    def _tell(self, left: float, now: dict[str, str], after: float = 0.0, pace: float = 1.0) -> None:
+        """left and after: expected seconds of this work and of what comes then; pace: how long a second of it really takes."""
+        self.total = max(
+            self.total, left + after
+        )  # the share is of the most that has ever been left, so that it only grows
+        share = 1 - (left + after) / self.total if self.total else 1.0
+        self.on_event(Progress(share, left * pace + after, dict(now)))
 
     def _speed(self, plan: dict[str, Any]) -> None:
         """Prefill and decode of the trained models, one at a time, alone on the machine; interleaved repetitions."""
@@ -231,6 +235,11 @@ class Comparison:
             "finished": not missing,
             "seconds": time.monotonic() - self.started,
         }
+
+
+def _pace(elapsed: float, done: float, total: float) -> float:
+    """Seconds that an expected second has taken so far; 1 until a twentieth of the work is there to tell."""
+    return elapsed / done if done > 0.05 * total else 1.0
 
 
 def model_record(arch: str, model: Any) -> Record:

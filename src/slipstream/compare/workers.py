@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+PATIENCE = 5.0  # seconds a worker gets to save what it has
+
 Tell = Callable[[float, str], None]  # share done, what is going on
 
 
@@ -96,12 +98,12 @@ def _hear(pipe: Connection, workers: dict[Connection, tuple[Any, Task]], waiting
 
 
 def _dismiss(workers: dict[Connection, tuple[Any, Task]]) -> None:
-    """End what still runs: ask, as Ctrl-C does, so that runs are saved; then insist."""
+    """End what still runs. A Ctrl-C has reached the workers too, and they save; else they are asked to; then made to."""
     for process, _ in workers.values():
+        process.join(PATIENCE)
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGINT)
-    for process, _ in workers.values():
-        process.join(10)
+            process.join(PATIENCE)
         process.kill()
 
 
