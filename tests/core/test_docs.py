@@ -9,5 +9,7 @@ from pathlib import Path
 
 def test_docs_are_up_to_date():
     script = Path(__file__).parents[2] / "docs" / "generate.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
