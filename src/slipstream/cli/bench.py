@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from slipstream.bench.config import BenchConfig
 from slipstream.cli.settings import verb
+from slipstream.core.files import write_text
 from slipstream.core.quantities import bytes_in_words
 
 COLUMNS = {  # kind: the list of points it holds, what they are called, and how a value is told
@@ -43,24 +43,18 @@ def run(config: BenchConfig) -> None:
     if warning := overloaded():
         console.print(f"[yellow]{warning}[/]")
     if config.out:
-        _keep(config.out / "machine.json", json.dumps(describe(), indent=2) + "\n")
+        write_text(config.out / "machine.json", json.dumps(describe(), indent=2) + "\n")
     with Overall(console) as overall:
         tell = lambda share, text: overall.show(share, (1 - share) * config.seconds, {"now": text})  # noqa: E731
         records = list(measure(config, tell))
     lines = "".join(json.dumps(record) + "\n" for record in records)
     if config.out:
-        _keep(config.out / "results.jsonl", lines)
+        write_text(config.out / "results.jsonl", lines)
     if config.as_json:
         typer.echo(lines, nl=False)
     else:
         for kind in dict.fromkeys(r["kind"] for r in records):
             _print(console, kind, [r for r in records if r["kind"] == kind])
-
-
-def _keep(file: Path, text: str) -> None:
-    from slipstream.core.files import write_text
-
-    write_text(file, text)
 
 
 def _print(console: Any, kind: str, records: list[dict[str, Any]]) -> None:
