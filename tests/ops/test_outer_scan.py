@@ -49,6 +49,20 @@ def test_the_chunked_form_is_the_rule(decay, chunk_size):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("chunk_size", [1, 4, 64])
+def test_with_a_bonus_the_read_comes_first(decay, chunk_size):
+    args = inputs(decay) | {"bonus": torch.randn(H, K, generator=torch.Generator().manual_seed(2), dtype=torch.float64)}
+    expected = results(reference, args, scale=0.3)
+    for got, want in zip(results(outer_scan, args, scale=0.3, chunk_size=chunk_size), expected):
+        close(got, want)
+    token = {n: t[:, :1] if t.ndim > 2 and n != "state" else t for n, t in args.items()} | {
+        n: args.get(n) for n in ("log_decay",) if decay in ("none", "constant")
+    }
+    for got, want in zip(outer_step(**token, scale=0.3), reference(**token, scale=0.3)):
+        close(got, want)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
 def test_segments_join(decay):
     args = inputs(decay, tokens=2 * SEGMENT * 2 + 3)
     for got, want in zip(results(outer_scan, args, chunk_size=2), results(reference, args)):
