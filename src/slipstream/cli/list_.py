@@ -17,7 +17,9 @@ def add(app: typer.Typer) -> None:
 
 
 def list_mixers(
-    family: str = typer.Option(None, help="only this family: attention, linear, delta, ssm, rnn, conv, feedforward"),
+    family: str = typer.Option(
+        None, help="only this family: attention, linear, delta, ttt, ssm, rnn, conv, feedforward"
+    ),
     as_json: bool = typer.Option(False, "--json", help="as JSON"),
 ) -> None:
     """Every architecture there is: family, how its memory grows, what training and decoding cost, where it is from.
@@ -49,6 +51,7 @@ def facts(c: Card) -> dict[str, object]:
         "paper": c.paper,
         "use_when": c.use_when,
         "equation": c.equation,
+        "memory": {"writes": c.writes, "erases": c.erases, "decays": c.decays, "reads": c.reads},
         "settings": {n: {"type": t, "default": d, "meaning": m} for n, (t, d, m) in c.fields.items()},
     }
 

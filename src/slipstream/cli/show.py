@@ -8,6 +8,7 @@ import typer
 
 from slipstream.cli.list_ import facts
 from slipstream.core.cards import Card, card
+from slipstream.core.notation import typeset
 from slipstream.core.quantities import bytes_in_words, in_words
 
 CONTEXTS = (512, 8192, 131072)
@@ -64,8 +65,11 @@ def _print(c: Card, d_model: int, sizes: dict) -> None:
 
     out = Console(highlight=False)
     out.print(f"[bold]{c.name}[/] [dim]({c.family})[/]  {c.title}\n")
-    out.print(Text(c.equation + "\n", style="cyan"))
+    out.print(Text(typeset(c.equation, out.width) + "\n", style="cyan"))
     out.print(f"[bold]Use it when[/] {c.use_when}.")
+    if c.writes:
+        memory = f"writes {c.writes}; erases {c.erases}; decays: {c.decays}; reads {c.reads}"
+        out.print(Text.assemble(("Memory      ", "bold"), typeset(memory)))
     out.print(f"[bold]Paper[/]       {c.paper}")
     out.print(f"[bold]Checked by[/]  {sizes['oracle']}")
     if sizes["symbols"]:

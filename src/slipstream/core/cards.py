@@ -31,6 +31,10 @@ class Card:
     equation: str
     paper: str
     use_when: str
+    writes: str
+    erases: str
+    decays: str
+    reads: str
     train_order: str
     decode_order: str
     grows: bool
@@ -130,6 +134,10 @@ def _card(
         equation=equation,
         paper=facts.get("paper", ""),
         use_when=facts.get("use_when", ""),
+        writes=facts.get("writes", ""),
+        erases=facts.get("erases", ""),
+        decays=facts.get("decays", ""),
+        reads=facts.get("reads", ""),
         train_order=facts.get("train_order", "T"),
         decode_order=facts.get("decode_order", "1"),
         grows="grows=True" in text,

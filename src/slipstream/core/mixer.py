@@ -28,7 +28,8 @@ class Mixer(nn.Module, ABC):
     """Maps x (B T D) to y (B T D). See house rules in CONTRIBUTING.md: a new mixer is one file.
 
     Class attributes every mixer states: name and family (in the class line), paper, use_when, tiny, symbols, oracle,
-    train_order and decode_order ("1", "T", "T^2": how the cost of a whole sequence / of one token grows), limits.
+    train_order and decode_order ("1", "T", "T^2": how the cost of a whole sequence / of one token grows), limits; and how
+    one token changes what is remembered: writes, erases, decays, reads, in the letters of the printed equation.
     """
 
     registry: ClassVar[dict[str, type[Mixer]]] = {}
@@ -36,6 +37,10 @@ class Mixer(nn.Module, ABC):
     family: ClassVar[str]
     paper: ClassVar[str]  # authors, year, identifier, equation numbers
     use_when: ClassVar[str]  # one sentence for a person choosing
+    writes: ClassVar[str] = ""  # what a token adds to the memory
+    erases: ClassVar[str] = ""  # what it takes away by content
+    decays: ClassVar[str] = ""  # what fades by itself, and at whose rate
+    reads: ClassVar[str] = ""  # how an output is made of the memory
     train_order: ClassVar[str] = "T"
     decode_order: ClassVar[str] = "1"
     tiny: ClassVar[MixerConfig]  # the smallest honest size; the laws run on it

@@ -23,6 +23,8 @@ class Attention(Mixer, name="attention", family="attention"):
     use_when = (
         "facts must be found again word for word at any distance, and memory that grows with the text is affordable"
     )
+    writes, erases = "k and v, beside all others", "nothing"
+    decays, reads = "nothing", "softmax(K q)^T V"
     train_order = "T^2"
     decode_order = "T"
     symbols = {"Q": "q", "K": "k", "V": "v", "d_k": "head_dim"}

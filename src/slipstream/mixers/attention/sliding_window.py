@@ -26,6 +26,8 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
         "Beltagy et al. 2020, arXiv:2004.05150, sec. 3.1; as in Mistral 7B, Jiang et al. 2023, arXiv:2310.06825, sec. 2"
     )
     use_when = "what matters is nearby, must be exact, and memory must not grow with the text"
+    writes, erases = "k and v, beside the last W", "nothing"
+    decays, reads = "what leaves the window, all at once", "softmax(K q)^T V"
     symbols = {"W": "window", "Q": "q", "K": "k", "V": "v"}
     oracle = "transformers MistralForCausalLM, tests/oracles/test_attention_oracles.py"
 

@@ -1,6 +1,6 @@
 r"""Temporal convolution network: levels of dilated causal convolutions whose reach doubles from level to level.
 
-    c_t = relu(b + sum_{i<W} M_i x_{t - i * 2^level})      d_t = relu(b' + sum_{i<W} M'_i c_{t - i * 2^level})
+    c_t = relu(b + sum_{i<W} M_i x_{t - i 2^level})      d_t = relu(b' + sum_{i<W} M'_i c_{t - i 2^level})
     x'_t = relu(x_t + d_t)                                 y_t = W_out x'_t after the last level
 
 It sees 1 + 2 (W - 1) (2^n_levels - 1) tokens and nothing before them; each convolution keeps its last (W - 1) 2^level
@@ -25,6 +25,8 @@ from slipstream.ops.causal_conv import reference as conv_reference
 class TCN(Mixer, name="tcn", family="conv"):
     paper = "Bai, Kolter & Koltun 2018, arXiv:1803.01271, section 3 and figure 1"
     use_when = "sensor and other short-range series where a known, bounded stretch of the past decides"
+    writes, erases = "x, beside its last inputs", "nothing"
+    decays, reads = "what leaves the reach, all at once", "learned taps at distances 1, 2, 4, ..."
     symbols = {"k": "conv_size", "d": "dilation = 2^level", "n": "n_levels"}
     oracle = "golden arrays of a loop in numpy, tests/oracles/test_ssm_rnn_oracles.py"
 

@@ -33,6 +33,8 @@ SHIFT_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}  # h
 class RWKV7(Mixer, name="rwkv7", family="delta"):
     paper = "Peng et al. 2025, arXiv:2503.14456, eq. 3-22"
     use_when = "constant memory with state tracking and no attention at all; the layer of the RWKV-7 models"
+    writes, erases = "v k~^T", "what is stored under kappa, at a rate a channel"
+    decays, reads = "a number a key channel, from x", "S r, and v by r . k~"
     train_order, decode_order = "T", "1"
     symbols = {"wkv": "S transposed", "w": "exp(log_decay)", "kappa": "kk", "rho": "r_k", "xi": "k_k", "alpha": "k_a"}
     oracle = "RWKV_x070_TMix_seq of the rwkv package 0.8.32, stored in tests/oracles/rwkv7.npz"

@@ -27,6 +27,8 @@ from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 class GatedLinearAttention(Mixer, name="gated_linear_attention", family="linear"):
     paper = "Yang, Wang, Shen, Panda, Kim 2023, arXiv:2312.06635, eq. 3 and sec. 4.4"
     use_when = "long texts in constant memory where old content fades at its own pace; the delta rule recalls more"
+    writes, erases = "v k^T", "nothing"
+    decays, reads = "a number a key channel, from x", "S q"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S", "alpha": "exp(log_decay)", "tau": "gate_normaliser", "r": "silu(g_proj x)"}
     oracle = "the parallel form in numpy, tests/oracles/linear_attention.npz; its op: naive_recurrent_gla of fla 0.6.0, fla_ops.npz"

@@ -28,6 +28,8 @@ EPS = 1e-6  # added to the normaliser, as in the authors' code
 class LinearTransformer(Mixer, name="linear_transformer", family="linear"):
     paper = "Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv:2006.16236, eq. 16-20"
     use_when = "a baseline for linear attention: the simplest constant memory, for short or repetitive sequences"
+    writes, erases = "phi(k) v^T", "nothing"
+    decays, reads = "nothing", "S^T phi(q) / (z . phi(q))"
     train_order, decode_order = "T", "1"
     symbols = {"s": "S without its last column", "z": "the last column of S", "phi": "elu_plus_one"}
     oracle = "eq. 9 with its T x T matrix in numpy, tests/oracles/linear_attention.npz"

@@ -33,6 +33,8 @@ EPS = 1e-6  # the weight every past token keeps under any query, as in the autho
 class Performer(Mixer, name="performer", family="linear"):
     paper = "Choromanski et al. 2020, arXiv:2009.14794, lemma 1, eq. 5 and sec. 2.4"
     use_when = "a softmax model is to be approached in constant memory; more features come nearer and cost more"
+    writes, erases = "phi(k) v^T", "nothing"
+    decays, reads = "nothing", "S^T phi(q) / (z . phi(q))"
     train_order, decode_order = "T", "1"
     symbols = {"phi": "exp(log_favor)", "omega": "projection_matrix", "m": "n_features"}
     oracle = "eq. 4-5 with their T x T matrix in numpy, tests/oracles/linear_attention.npz"

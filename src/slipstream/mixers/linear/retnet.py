@@ -28,6 +28,8 @@ from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 class RetNet(Mixer, name="retnet", family="linear"):
     paper = "Sun et al. 2023, arXiv:2307.08621, eq. 5-8"
     use_when = "constant memory where relevance fades with distance at known rates: signals, sensors, local language"
+    writes, erases = "k^T v", "nothing"
+    decays, reads = "one fixed number a head", "q S"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S", "gamma": "exp(log_decay)", "Theta": "rope"}
     oracle = "the parallel form in numpy, tests/oracles/linear_attention.npz; its op: naive_retention of fla 0.6.0, fla_ops.npz"

@@ -23,6 +23,8 @@ from slipstream.ops.nonlinear_scan import gru_reference, gru_scan, gru_step, non
 class GRU(Mixer, name="gru", family="rnn"):
     paper = "Cho et al. 2014, arXiv:1406.1078, eq. 5-8; reset after the product: torch.nn.GRU"
     use_when = "as lstm, with less memory and fewer weights, on streams where two gates are enough"
+    writes, erases = "(1 - z) * n, with n from x and h", "nothing"
+    decays, reads = "a number a channel, from x and h", "h itself"
     symbols = {"h": "slot h", "W": "weight_ih_l0", "U": "weight_hh_l0"}
     oracle = "torch.nn.GRU, tests/oracles/test_ssm_rnn_oracles.py"
 

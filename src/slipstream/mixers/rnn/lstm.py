@@ -22,6 +22,8 @@ from slipstream.ops.nonlinear_scan import lstm_reference, lstm_scan, lstm_step, 
 class LSTM(Mixer, name="lstm", family="rnn"):
     paper = "Hochreiter & Schmidhuber 1997, Neural Computation 9(8); forget gate: Gers et al. 2000, ibid. 12(10)"
     use_when = "state must be tracked exactly over short or middling streams (parity, counters); training time is cheap"
+    writes, erases = "i * n, with n from x and h", "nothing"
+    decays, reads = "a number a channel, from x and h", "o * tanh(c)"
     symbols = {"c": "slot c", "h": "slot h", "g": "n", "W": "weight_ih_l0", "U": "weight_hh_l0"}
     oracle = "torch.nn.LSTM, tests/oracles/test_ssm_rnn_oracles.py"
 

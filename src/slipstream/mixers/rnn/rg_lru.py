@@ -28,6 +28,8 @@ SHARPNESS = 8.0  # c of the paper, eq. 3
 class RGLRU(Mixer, name="rg_lru", family="rnn"):
     paper = "De et al. 2024, arXiv:2402.19427, eq. 1-4, section 2.3; the first token: transformers RecurrentGemma"
     use_when = "long streams with a very small state, best in turn with layers of local attention (Griffin)"
+    writes, erases = "sqrt(1 - a^2) * i * u", "nothing"
+    decays, reads = "a number a channel, from x", "h, gated"
     symbols = {"Λ": "-recurrent_param", "c": "8", "D_RNN": "d_inner"}
     oracle = "transformers RecurrentGemmaRecurrentBlock, tests/oracles/test_ssm_rnn_oracles.py"
     no_weight_decay = ("recurrent_param",)

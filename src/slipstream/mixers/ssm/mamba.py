@@ -28,6 +28,8 @@ from slipstream.ops.selective_scan import selective_scan, selective_scan_flops, 
 class Mamba(Mixer, name="mamba", family="ssm"):
     paper = "Gu & Dao 2023, arXiv:2312.00752, algorithm 2 and section 3.4; step sizes start as in its section 3.6"
     use_when = "long streams of text, audio or DNA with constant memory, where what matters is chosen by content"
+    writes, erases = "dt x B^T", "nothing"
+    decays, reads = "a number a channel and state, from x", "h C"
     symbols = {"Δ": "dt", "E": "expand", "N": "d_state", "A": "-exp(A_log)"}
     oracle = "transformers MambaMixer, tests/oracles/test_ssm_rnn_oracles.py"
     no_weight_decay = ("A_log", "D", "bias")

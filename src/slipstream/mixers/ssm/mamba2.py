@@ -30,6 +30,8 @@ from slipstream.ops.outer_scan import reference as outer_reference
 class Mamba2(Mixer, name="mamba2", family="ssm"):
     paper = "Dao & Gu 2024, arXiv:2405.21060, eq. 1 with scalar A, section 7, figure 6; norm by groups: authors' code"
     use_when = "long streams with constant memory and a state several times larger than Mamba's at the same speed"
+    writes, erases = "B (dt x)^T", "nothing"
+    decays, reads = "a number a head, from x", "S^T C"
     symbols = {"C": "q", "B": "k", "X": "x", "Δ": "dt", "P": "head_dim", "N": "d_state", "a": "exp(dt A)"}
     oracle = "transformers Mamba2Mixer, tests/oracles/test_ssm_rnn_oracles.py"
     no_weight_decay = ("A_log", "D", "dt_bias")

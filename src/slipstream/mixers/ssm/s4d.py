@@ -30,6 +30,8 @@ from slipstream.ops.lti_scan import reference as lti_reference
 class S4D(Mixer, name="s4d", family="ssm"):
     paper = "Gu, Gupta, Goel & Re 2022, arXiv:2206.11893, sections 3 and 4 (S4D-Inv, S4D-Lin); kernel: listing 1"
     use_when = "smooth signals (audio, sensors, forecasts) where filters of many time scales matter, not content"
+    writes, erases = "dB u, in complex modes", "nothing"
+    decays, reads = "fixed complex numbers a channel", "2 Re(C . h)"
     symbols = {"Δ": "exp(log_dt)", "H": "d_model", "N": "d_state", "u": "x"}
     oracle = "golden arrays of the paper's kernel by FFT, tests/oracles/test_ssm_rnn_oracles.py"
     no_weight_decay = ("log_dt", "log_A_real", "A_imag", "D")
