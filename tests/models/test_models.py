@@ -170,3 +170,12 @@ def test_bad_checkpoints_are_refused_in_one_line(tmp_path):
     (tmp_path / "good" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="no slipstream model"):
         ss.load(tmp_path / "good")
+
+
+def test_a_feed_forward_may_remember(tokens):
+    """RWKV's channel mix sees the last token: a block's second mixer has a state like any other."""
+    model = ss.language_model("rwkv6/rwkv_channel_mix", n_layers=2, d_model=16, vocab_size=64).double()
+    want = model(tokens)
+    first, state = model.prefill(tokens[:, :5], model.init_state(len(tokens)), logits="all")
+    rest, _ = model.prefill(tokens[:, 5:], state, logits="all")
+    torch.testing.assert_close(torch.cat([first, rest], 1), want)

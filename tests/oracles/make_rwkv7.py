@@ -1,4 +1,4 @@
-"""Makes rwkv7.npz: the first layer's time mix of the official rwkv package 0.8.32, with random weights, in float32.
+"""Makes rwkv7.npz: the first layer's time mix, and a channel mix, of the official rwkv package 0.8.32, random weights, float32.
 
 pip install torch==2.13.0 rwkv==0.8.32
 python tests/oracles/make_rwkv7.py
@@ -13,7 +13,7 @@ os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}  # re
 
 import numpy as np
 import torch
-from rwkv.model import RWKV_x070_TMix_seq
+from rwkv.model import RWKV_x070_CMix_seq, RWKV_x070_TMix_seq
 
 T, D, H, RANK = 19, 16, 2, 3
 
@@ -41,7 +41,15 @@ def make():
         w["k_k"], w["k_a"], w["r_k"].flatten(), *(w[f"{n}_proj.weight"].T for n in "rkvo"),
         w["g_norm.weight"], w["g_norm.bias"],
     )  # fmt: skip
-    return {n: t.numpy() for n, t in {"x": x, "y": y, "state": state, **w}.items()}
+    time_mix = {"x": x, "y": y, "state": state, **w}
+    return {n: t.numpy() for n, t in {**time_mix, **channel_mix()}.items()}
+
+
+def channel_mix():
+    x, last = torch.randn(T, D), torch.randn(D)
+    w = {"x_k": torch.rand(D), "key.weight": 0.5 * torch.randn(20, D), "value.weight": 0.5 * torch.randn(D, 20)}
+    y, _ = RWKV_x070_CMix_seq(x, last, w["x_k"], w["key.weight"].T, w["value.weight"].T)
+    return {f"channel_mix.{n}": t for n, t in {"x": x, "y": y, "last": last, **w}.items()}
 
 
 if __name__ == "__main__":

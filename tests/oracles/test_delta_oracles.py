@@ -170,7 +170,7 @@ def test_the_ops_are_those_of_fla(op):
 
 
 def test_rwkv7_is_the_official_package():
-    stored = load("rwkv7")
+    stored = {n: t for n, t in load("rwkv7").items() if not n.startswith("channel_mix")}
     x, y, wkv = (stored.pop(n) for n in ("x", "y", "state"))
     eps = 64e-5 / 8  # theirs is fixed, for heads of 64
     mixer = ss.mixer("rwkv7", d_model=16, n_heads=2, decay_rank=3, rate_rank=3, gate_rank=3, norm_eps=eps)

@@ -37,6 +37,7 @@ class Card:
     reads: str
     train_order: str
     decode_order: str
+    remembers: bool
     grows: bool
     windowed: bool
     fields: dict[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Card:
     @property
     def state_growth(self) -> str:
         """How the memory of one sequence grows with its length."""
-        if self.family == "feedforward":
+        if not self.remembers:
             return "none"
         return "grows" if self.grows else "window" if self.windowed else "constant"
 
@@ -140,6 +141,7 @@ def _card(
         reads=facts.get("reads", ""),
         train_order=facts.get("train_order", "T"),
         decode_order=facts.get("decode_order", "1"),
+        remembers=all(ast.unparse(base) != "PerToken" for base in node.bases),
         grows="grows=True" in text,
         windowed="window" in text and "grows=True" not in text,
         fields=_fields(node, tree, source),

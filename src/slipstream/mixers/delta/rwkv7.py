@@ -24,6 +24,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.delta_scan import dplr_flops, dplr_scan, dplr_step
 from slipstream.ops.valid import last_tokens
 
@@ -56,7 +57,7 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
         D, self.n_heads = config.d_model, heads(config.d_model, config.n_heads)
         self.head_dim = D // self.n_heads
         for name, power in SHIFT_POWERS.items():
-            self.register_parameter(f"x_{name}", nn.Parameter(1 - (torch.arange(D) / D).pow(power).expand(1, 1, D)))
+            self.register_parameter(f"x_{name}", nn.Parameter(1 - ramp(D, power)))
         self.r_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(4))
         for proj, gain in ((self.r_proj, 1.0), (self.k_proj, 0.1), (self.v_proj, 1.0)):
             nn.init.orthogonal_(proj.weight, gain)
@@ -72,11 +73,10 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
         self.g_norm = HeadNorm(self.n_heads, D, config.norm_eps * self.head_dim)
 
     def slots(self) -> dict[str, Slot]:
-        last = Slot((1, self.config.d_model), dtype=None)
-        return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), "shift": last}
+        return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), "shift": shift_slot(self.config.d_model)}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        line = torch.cat([state["shift"].to(x.dtype), x], 1)
+        line = after(state["shift"], x)
         r, log_w, k, v, a, kk, gate = self._project(x, line[:, :-1])
         o, S = dplr_scan(
             r, k, v, -kk, a * kk, log_w, state["S"], lengths, chunk_size=self.config.chunk_size, erase="undecayed"
@@ -91,7 +91,7 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
 
     def _project(self, x: Float[Tensor, "B T D"], previous: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
         """r, log decay, k~, v, a, kappa by heads, and the output gate (B T D)."""
-        r, w, k, v, a, g = (torch.addcmul(x, previous - x, self.get_parameter(f"x_{n}")) for n in SHIFT_POWERS)
+        r, w, k, v, a, g = (blend(x, previous, self.get_parameter(f"x_{n}")) for n in SHIFT_POWERS)
         wide = torch.promote_types(x.dtype, torch.float32)
         log_w = -math.exp(-0.5) * self.w_lora(w).to(wide).sigmoid()
         r, k, v, a = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.a_lora(a).sigmoid()
