@@ -1,4 +1,4 @@
-"""LSTM and GRU by torch's kernels against the loop that is printed: outputs, states, gradients, ragged rows."""
+"""RNN, LSTM and GRU by torch's kernels against the loop that is printed: outputs, states, gradients, ragged rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from slipstream.ops import nonlinear_scan as ops
 
 B, T, D, H = 4, 9, 3, 5
 FORMS = {
+    "rnn": (ops.rnn_scan, ops.rnn_step, ops.rnn_reference, 1),
     "lstm": (ops.lstm_scan, ops.lstm_step, ops.lstm_reference, 4),
     "gru": (ops.gru_scan, ops.gru_step, ops.gru_reference, 3),
 }

@@ -8,7 +8,7 @@ arXiv:1709.04057, section 2.3):
 
     G_t = g_t + conj(a_{t+1}) G_{t+1}      db_t = G_t      da_t = G_t conj(h_{t-1})
 
-No second derivatives, and no decay that is shared over tokens (that is lti_scan).
+No second derivatives. A decay that is shared over tokens is passed expanded; many such modes a channel are lti_scan's.
 """
 
 from __future__ import annotations

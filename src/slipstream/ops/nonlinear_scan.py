@@ -1,12 +1,13 @@
-r"""Recurrences whose gates see the last hidden state, LSTM and GRU: no token can begin before the last one ends.
+r"""Recurrences that pass the last hidden state through weights and a squash, RNN, LSTM and GRU: one token after another.
 
+    rnn    h_t = tanh(W x_t + b + U h_{t-1} + b')
     lstm   i, f, o = sigmoid(.)   n = tanh(.)   of   W x_t + b + U h_{t-1} + b'
            c_t = f * c_{t-1} + i * n            h_t = o * tanh(c_t)
     gru    r, z = sigmoid(W x_t + b + U h_{t-1} + b')    n = tanh(W_n x_t + b_n + r * (U_n h_{t-1} + b'_n))
            h_t = (1 - z) * n + z * h_{t-1}
 
-Weights are laid out as torch.nn.LSTM's (gates i f n o) and torch.nn.GRU's (gates r z n), and torch's own kernels run
-them: a loop in Python would be several times slower. The computation is in float32 at least, so that the state is too.
+Weights are laid out as torch.nn.RNN's, torch.nn.LSTM's (gates i f n o) and torch.nn.GRU's (gates r z n), and torch's own
+kernels run them: a loop in Python would be several times slower. The computation is in float32 at least, so that the state is too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ from slipstream.ops.dispatch import operator
 from slipstream.ops.valid import zero_padding
 
 LSTMState = tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]
+
+
+@operator("x")
+def rnn_scan(
+    x: Float[Tensor, "B T D"],
+    weights: list[Tensor],
+    state: Float[Tensor, "B H"],
+    lengths: Int[Tensor, "B"] | None = None,
+) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B H"]]:
+    """All hidden states and the last. weights: W (H D), U (H H), b (H), b' (H)."""
+    y, (h,) = _run(torch.rnn_tanh, x, weights, (state,), lengths)
+    return y, h
 
 
 @operator("x")
@@ -46,6 +59,11 @@ def gru_scan(
     """All hidden states and the last. weights: W (3H D), U (3H H), b (3H), b' (3H)."""
     y, (h,) = _run(torch.gru, x, weights, (state,), lengths)
     return y, h
+
+
+def rnn_step(x: Float[Tensor, "B D"], weights: list[Tensor], state: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+    """One token: the new h."""
+    return torch.rnn_tanh_cell(x.to(state.dtype), state, *(w.to(state.dtype) for w in weights))
 
 
 def lstm_step(x: Float[Tensor, "B D"], weights: list[Tensor], state: LSTMState) -> LSTMState:
@@ -91,8 +109,18 @@ def _ragged(kernel: Callable, x: Tensor, weights: list[Tensor], state: tuple[Ten
 
 
 def _layer(state: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """torch.lstm takes (h, c) and torch.gru h alone, each with a leading axis of layers."""
+    """torch.lstm takes (h, c), the others h alone, each with a leading axis of layers."""
     return tuple(s[None] for s in state) if len(state) > 1 else state[0][None]
+
+
+def rnn_reference(x: Float[Tensor, "B T D"], weights: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+    """The equation, token by token."""
+    W, U, b, b2 = weights
+    h, hs = state, []
+    for t in range(x.shape[1]):
+        h = torch.tanh(x[:, t] @ W.T + b + h @ U.T + b2)
+        hs.append(h)
+    return (torch.stack(hs, 1) if hs else x.new_zeros(x.shape[0], 0, h.shape[1])), h
 
 
 def lstm_reference(x: Float[Tensor, "B T D"], weights: list[Tensor], state: LSTMState) -> tuple[Tensor, LSTMState]:
