@@ -130,7 +130,7 @@ def test_a_noisy_time_is_a_tie():
 
 def test_prefill_is_told_in_seconds_and_tokens_a_second():
     found = answer([speed("a", 1, 1, read=2.0), speed("b", 1, 1, read=4.0)], PREFILL)
-    assert found.text == "`a` with 2.00 s (4.1k tokens/s) for 8,192 tokens; next is `b` with 4.00 s (2.05k tokens/s)."
+    assert found.text == "`a` with 2 s (4.1k tokens/s) for 8,192 tokens; next is `b` with 4 s (2.05k tokens/s)."
 
 
 def test_memory_names_the_least_the_next_and_the_most():

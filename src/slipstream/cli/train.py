@@ -25,7 +25,8 @@ def run(settings: TrainConfig) -> None:
 
       slipstream train notes/ --arch mamba2 --params 3M --tokens 10M --out runs/notes
     """
-    from slipstream.train.progress import Screen, clock
+    from slipstream.core.quantities import duration_in_words
+    from slipstream.train.progress import Screen
     from slipstream.train.run import train
 
     with Screen() as screen:
@@ -33,6 +34,6 @@ def run(settings: TrainConfig) -> None:
     if settings.as_json:
         typer.echo(json.dumps({**asdict(result), "out": str(result.out)}))
         return
-    work = f"{result.tokens:,} tokens in {clock(result.seconds)}"
+    work = f"{result.tokens:,} tokens in {duration_in_words(round(result.seconds))}"
     typer.echo(f"validation {result.bits_per_byte:.3f} bits per byte after {work}")
     typer.echo(f'slipstream generate {shlex.quote(str(result.out))} "Once upon"')

@@ -16,18 +16,16 @@ import torch
 
 from slipstream import __version__
 from slipstream.bench.machine import describe
-from slipstream.bench.speed import measure, state_record
+from slipstream.bench.speed import measure
 from slipstream.compare import tasks
 from slipstream.compare.config import CompareConfig
 from slipstream.compare.plan import make_plan, shares
 from slipstream.compare.results import Record, Results
 from slipstream.compare.workers import Done, News, Task, run_all
-from slipstream.core.cards import card
 from slipstream.core.files import write_text
 from slipstream.data.source import read_text, run_name
 from slipstream.data.text import TextData, text_data
 from slipstream.models.checkpoint import load
-from slipstream.models.pattern import parse
 from slipstream.train.config import TrainConfig
 from slipstream.train.run import fitting_threads
 
@@ -148,10 +146,11 @@ class Comparison:
     def _work(self, plan: dict[str, Any]) -> None:
         """Training and recall of every architecture and seed that is not known yet, side by side."""
         todo: list[Task] = []
+        contexts = sorted({*self.config.lengths, *self.config.contexts, 32768})
         for arch, seed in ((a, s) for s in range(self.config.seeds) for a in self.config.archs):
             if "quality" in self.config.measure and not self.results.has("quality", arch, seed):
                 training = self._training(arch, seed, plan["tokens"], plan["seconds_each"])
-                todo.append(Task(f"train {arch}", tasks.quality, (training,), plan["seconds_each"] or 60))
+                todo.append(Task(f"train {arch}", tasks.quality, (training, contexts), plan["seconds_each"] or 60))
             if "recall" in self.config.measure and not self.results.has("recall", arch, seed):
                 probe = (arch, self.config.data, seed, plan["recall_seconds"])
                 todo.append(Task(f"recall {arch}", tasks.recall, probe, plan["recall_seconds"]))
@@ -201,9 +200,6 @@ class Comparison:
         listen = lambda share, text: self._tell(budget * (1 - share), {"timing": text})  # noqa: E731
         for record in measure(models, self.config.lengths, self.config.contexts, budget, listen):
             self.results.add(record)
-        for arch, model in models.items():
-            self.results.add(state_record(arch, model, sorted({*self.config.lengths, *self.config.contexts, 32768})))
-            self.results.add(model_record(arch, model))
 
     def _known(self, plan: dict[str, Any]) -> list[Record]:
         """All records of the architectures asked for, and the setup they belong to."""
@@ -240,27 +236,6 @@ class Comparison:
 def _pace(elapsed: float, done: float, total: float) -> float:
     """Seconds that an expected second has taken so far; 1 until a twentieth of the work is there to tell."""
     return elapsed / done if done > 0.05 * total else 1.0
-
-
-def model_record(arch: str, model: Any) -> Record:
-    """What a model is: sizes from itself, orders and growth from the cards of its mixers."""
-    cards = [card(b.parts[0].name) for b in parse(arch)]
-    growths = {c.state_growth for c in cards}
-    highest = max(cards, key=lambda c: len(c.train_order))
-    return {
-        "kind": "model",
-        "arch": arch,
-        "pattern": model.config.pattern,
-        "params": model.n_parameters(),
-        "n_layers": model.config.n_layers,
-        "d_model": model.config.d_model,
-        "d_ff": model.config.d_ff,
-        "family": cards[0].family if len(cards) == 1 else "hybrid",
-        "train_order": highest.train_order,
-        "decode_order": max((c.decode_order for c in cards), key=lambda o: o == "T"),
-        "state_growth": growths.pop() if len(growths) == 1 else "mixed",
-        "use_when": cards[0].use_when if len(cards) == 1 else "",
-    }
 
 
 def slug(arch: str) -> str:

@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from slipstream.bench.recall import recall_probe
+from slipstream.bench.speed import state_record
 from slipstream.compare.workers import Tell
+from slipstream.core.cards import card
+from slipstream.core.cost import ORDERS
 from slipstream.core.objective import bits_per_byte
 from slipstream.data.source import read_text
 from slipstream.data.text import TextData, text_data
 from slipstream.models.checkpoint import load
 from slipstream.models.language_model import LanguageModel
+from slipstream.models.pattern import parse
 from slipstream.train.config import TrainConfig
 from slipstream.train.loop import Point
 from slipstream.train.run import prepare, train
@@ -41,8 +45,9 @@ def calibrate(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def quality(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
-    """Train in the run's folder (going on from what is there), then measure the held-out text window by window."""
+def quality(tell: Tell, config: TrainConfig, contexts: list[int]) -> list[dict[str, Any]]:
+    """Train in the run's folder (going on from what is there), measure the held-out text window by window, and say what the
+    model is and what it remembers after so many tokens."""
 
     def hear(event: object) -> None:
         if isinstance(event, Point):
@@ -68,7 +73,9 @@ def quality(tell: Tell, config: TrainConfig) -> list[dict[str, Any]]:
             "tokens_per_second": result.tokens / result.seconds,
             "curve": curve,
             "diverged": False,
-        }
+        },
+        model_record(config.arch, model),
+        state_record(config.arch, model, contexts),
     ]
 
 
@@ -84,6 +91,26 @@ def held_out(model: LanguageModel, data: TextData) -> list[float]:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def model_record(arch: str, model: LanguageModel) -> dict[str, Any]:
+    """What a model is: sizes from itself, orders and growth from the cards of its mixers."""
+    cards = [card(b.parts[0].name) for b in parse(arch)]
+    growths = {c.state_growth for c in cards}
+    return {
+        "kind": "model",
+        "arch": arch,
+        "pattern": model.config.pattern,
+        "params": model.n_parameters(),
+        "n_layers": model.config.n_layers,
+        "d_model": model.config.d_model,
+        "d_ff": model.config.d_ff,
+        "family": cards[0].family if len(cards) == 1 else "hybrid",
+        "train_order": max((c.train_order for c in cards), key=ORDERS.index),
+        "decode_order": max((c.decode_order for c in cards), key=ORDERS.index),
+        "state_growth": growths.pop() if len(growths) == 1 else "mixed",
+        "use_when": cards[0].use_when if len(cards) == 1 else "",
+    }
 
 
 def recall(tell: Tell, arch: str, data: str | None, seed: int, seconds: float) -> list[dict[str, Any]]:

@@ -14,3 +14,6 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+ORDERS = ("1", "log T", "T", "T log T", "T^2")  # how a cost can grow with length, from least to most

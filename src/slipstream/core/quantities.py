@@ -63,6 +63,17 @@ def bytes_in_words(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def duration_in_words(seconds: float) -> str:
+    """290 -> 4 min 50 s; 1.25 -> 1.25 s; 0.004 -> 4 ms."""
+    if 0 < seconds < 1:
+        return f"{_rounded(1000 * seconds)} ms"
+    if seconds < 60:
+        return f"{_rounded(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def _rounded(x: float) -> str:
     """Three significant digits, never an exponent: 1020 KiB is short of a MiB and stays 1,020 KiB."""
     return f"{float(f'{x:.3g}'):,g}"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from math import ceil, floor, log2, log10
 from typing import Any
 
-from slipstream.core.quantities import bytes_in_words
-from slipstream.report.wording import duration, length
+from slipstream.core.quantities import bytes_in_words, duration_in_words
+from slipstream.report.wording import length
 
 Axis = dict[str, Any]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -78,7 +78,7 @@ def durations(values: Iterable[float]) -> Axis:
     """Seconds, logarithmic."""
     known = [v for v in values if v > 0]
     ticks = _round_between(min(known), max(known))
-    return _log("", ticks, [duration(t).replace(".00", "").replace(".0 ", " ") for t in ticks], known)
+    return _log("", ticks, [duration_in_words(t) for t in ticks], known)
 
 
 def rates(values: Iterable[float], title: str, words: Callable[[float], str]) -> Axis:

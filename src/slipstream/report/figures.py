@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from slipstream.core.quantities import bytes_in_words, in_words
+from slipstream.core.quantities import bytes_in_words, duration_in_words, in_words
 from slipstream.report import axes, traces
 from slipstream.report.labels import placed
 from slipstream.report.measure import Measure, finite
 from slipstream.report.palette import looks
 from slipstream.report.summary import Row, Summary
-from slipstream.report.wording import bits, digits, duration
+from slipstream.report.wording import bits, digits
 
 DODGE = 1.2  # the points of all architectures at one x spread over this factor, so that error bars can be told from each other
 
@@ -167,7 +167,7 @@ def prefill_by_length(summary: Summary) -> Figure | None:
         "How long does it take to read a prompt?",
         "tokens in the prompt",
         "time to read",
-        duration,
+        duration_in_words,
         axes.durations,
         "Lower is better, logarithmic: twice the length should cost twice the time; a line that bends up costs more.",
     )

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from slipstream.core.files import write_text
-from slipstream.core.quantities import bytes_in_words, in_words
+from slipstream.core.quantities import bytes_in_words, duration_in_words, in_words
 from slipstream.report.columns import cells, columns, definitions
 from slipstream.report.figures import figures
 from slipstream.report.measure import finite
@@ -20,7 +20,7 @@ from slipstream.report.palette import looks
 from slipstream.report.picks import picks
 from slipstream.report.summary import Record, Row, Summary, cards_of, summarise
 from slipstream.report.verdict import answers, caveats
-from slipstream.report.wording import digits, duration, rival
+from slipstream.report.wording import digits, rival
 
 TEMPLATES = Path(__file__).parent / "templates"
 SYMBOL_PATHS = {  # plotly's markers, for the legend
@@ -113,7 +113,7 @@ def _facts(summary: Summary) -> list[str]:
     said += [f"{in_words(float(setup['params']))} parameters each"] if setup.get("params") else []
     said += [f"{in_words(float(setup['tokens']))} tokens of training"] if setup.get("tokens") else []
     said += [_seeds(setup)] if setup.get("seeds") else []
-    said += [f"took {duration(float(setup['seconds']))}"] if setup.get("seconds") else []
+    said += [f"took {duration_in_words(float(setup['seconds']))}"] if setup.get("seconds") else []
     return said
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from slipstream.core.quantities import duration_in_words
 from slipstream.report.measure import Measure, leaders, ranked
 from slipstream.report.summary import Row, Summary
 from slipstream.report.verdict import RELIABLE
-from slipstream.report.wording import bits, duration, listed, ms, name, per_second, percent, size
+from slipstream.report.wording import bits, listed, ms, name, per_second, percent, size
 
 QUALITY_SLACK = 1.05  # bits per byte against the best
 STATE_SLACK = 1.25  # bytes against the fewest: nearer than this, the better predictor is taken
@@ -117,7 +118,9 @@ def _fastest(summary: Summary, use: str, at: int, get: Callable[[Row], Measure |
     others = [name(row.arch) for row, _ in first if row is not best]
     level = f"; {listed(others)} read{'s' if len(others) == 1 else ''} as fast" if others else ""
     return Pick(
-        use, best.arch, f"{duration(at / m.value)} for {at:,} tokens ({per_second(m)}){level}{_warning(best, summary)}"
+        use,
+        best.arch,
+        f"{duration_in_words(at / m.value)} for {at:,} tokens ({per_second(m)}){level}{_warning(best, summary)}",
     )
 
 

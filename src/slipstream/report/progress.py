@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from slipstream.core.quantities import duration_in_words
+
 EVERY = 15.0  # seconds between plain lines
 
 
@@ -39,18 +41,14 @@ class Overall:
         elif time.monotonic() - self.said >= EVERY:
             self.said = time.monotonic()
             going_on = "; ".join(f"{name}: {text}" for name, text in now.items())
-            self.console.print(f"{share:4.0%}, about {in_minutes(left)} left; {going_on}", soft_wrap=True)
+            self.console.print(f"{share:4.0%}, about {duration_in_words(round(left))} left; {going_on}", soft_wrap=True)
 
 
 def _panel(share: float, left: float, now: dict[str, str]) -> Table:
     table = Table.grid(padding=(0, 1))
-    table.add_row(ProgressBar(total=1.0, completed=share, width=40), f"{share:4.0%}  about {in_minutes(left)} left")
+    table.add_row(
+        ProgressBar(total=1.0, completed=share, width=40), f"{share:4.0%}  about {duration_in_words(round(left))} left"
+    )
     for name, text in now.items():
         table.add_row(f"  {name}", text)
     return table
-
-
-def in_minutes(seconds: float) -> str:
-    """95 -> 1:35 min."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes}:{rest:02d} min"

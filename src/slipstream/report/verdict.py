@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from slipstream.core.quantities import duration_in_words
 from slipstream.report.measure import Measure, leaders, ranked
 from slipstream.report.summary import Row, Summary
-from slipstream.report.wording import bits, digits, duration, listed, ms, name, per_second, percent, rival, size, times
+from slipstream.report.wording import bits, digits, listed, ms, name, per_second, percent, rival, size, times
 
 Kind = Literal["clear", "tie", "open", "missing"]
 RELIABLE = 0.9  # recall whose interval starts below this is not to be relied on
@@ -69,7 +70,7 @@ def _prefill(summary: Summary) -> Answer:
     at = max(summary.prefill_lengths, default=0)
 
     def shown(m: Measure) -> str:
-        return f"{duration(at / m.value)} ({per_second(m)})"
+        return f"{duration_in_words(at / m.value)} ({per_second(m)})"
 
     asked = _Question(
         "Which reads a long prompt fastest?", lambda row: row.prefill_rate(at), False, shown, f" for {at:,} tokens"

@@ -42,17 +42,6 @@ def per_second(m: Measure) -> str:
     return f"{in_words(m.value)} tokens/s"
 
 
-def duration(seconds: float) -> str:
-    """290 -> 4 min 50 s; 1.25 -> 1.25 s; 0.004 -> 4.00 ms."""
-    if seconds < 1:
-        return f"{digits(1000 * seconds)} ms"
-    if seconds < 60:
-        return f"{digits(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 def name(arch: str) -> str:
     return f"`{arch}`"
 

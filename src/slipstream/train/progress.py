@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from slipstream.core.quantities import in_words
+from slipstream.core.quantities import duration_in_words, in_words
 from slipstream.train.loop import Point
 from slipstream.train.run import Note
 
@@ -67,12 +67,9 @@ class Screen:
         if self.first and point.seconds > self.first.seconds:
             speed = (point.tokens - self.first.tokens) / (point.seconds - self.first.seconds)
             share = (point.done - self.first.done) / (time.monotonic() - self.started)
-            rate = f"  {in_words(speed)} tokens/s  {clock((1 - point.done) / share)} left" if share else ""
+            rate = (
+                f"  {in_words(speed)} tokens/s  {duration_in_words(round((1 - point.done) / share))} left"
+                if share
+                else ""
+            )
         return f"{self.loss:.3f} bits/byte{rate}"
-
-
-def clock(seconds: float) -> str:
-    """75 -> 1m15s."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
