@@ -15,19 +15,21 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.feature_lines import wide_heads
 from slipstream.layers.feature_maps import log_favor, orthogonal_gaussian_rows
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
-from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
+from slipstream.ops.normalised_scan import normalised_flops, normalised_scan, normalised_step
+from slipstream.ops.normalised_scan import reference as normalised_reference
 from slipstream.ops.valid import valid_mask, zero_padding
 
 EPS = 1e-6  # the weight every past token keeps under any query, as in the authors' code
+TINY = 1e-30  # nothing beside a divisor of at least EPS; without it padding is 0 / 0
 
 
 class Performer(Mixer, name="performer", family="linear"):
@@ -66,17 +68,17 @@ class Performer(Mixer, name="performer", family="linear"):
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         lines, convs = run_lines(self, "qkv", x, state, lengths)
         q, k, v, log_decay, largest = self._features(lines, state["max"], lengths)
-        o, S = outer_scan(q, k, v, log_decay, state["S"], lengths, chunk_size=self.config.chunk_size)
+        o, S = normalised_scan(q, k, v, log_decay, state["S"], lengths, TINY, self.config.chunk_size)
         return self._output(o, x), state.advance(x.shape[1] if lengths is None else lengths, S=S, max=largest, **convs)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
         lines, convs = run_lines(self, "qkv", x, state, None)
         q, k, v, log_decay, largest = self._features(lines, state["max"], None)
-        o, S = outer_step(q, k, v, log_decay, state["S"])
+        o, S = normalised_step(q, k, v, log_decay, state["S"], TINY)
         return self._output(o, x), state.advance(1, S=S, max=largest, **convs)
 
     def _features(self, lines: dict[str, Tensor], entering: Float[Tensor, "B H"], lengths: Int[Tensor, "B"] | None):
-        """phi(q), phi(k) less the maxima, v with a one for z, the log decay that the maximum makes, and the maximum."""
+        """phi(q), phi(k) less the maxima, v, the log decay that the maximum makes, and the maximum."""
         log_q, log_k, v = self._log_features(lines)
         log_k = zero_padding(log_k, lengths)
         own = log_k.amax(-1)
@@ -86,34 +88,26 @@ class Performer(Mixer, name="performer", family="linear"):
         before, now = so_far[:, :-1], so_far[:, 1:]
         log_decay = torch.where(before.isinf(), 0.0, before - now)
         phi_k = (log_k - torch.where(now.isinf(), 0.0, now)[..., None]).exp()
-        return self._query(log_q), phi_k, F.pad(v, (0, 1), value=1.0), log_decay, so_far[:, -1].to(entering.dtype)
+        return self._query(log_q), phi_k, v, log_decay, so_far[:, -1].to(entering.dtype)
 
     def _log_features(self, lines: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logarithms of phi(q) and phi(k), and v, in float32 at least."""
-        wide = torch.promote_types(lines["q"].dtype, torch.float32)
-        q, k, v = (lines[n].to(wide).unflatten(-1, (self.n_heads, self.head_dim)) for n in "qkv")
-        rows = self.projection_matrix.to(wide)
-        return log_favor(q * self.head_dim**-0.25, rows), log_favor(k * self.head_dim**-0.25, rows), v
+        q, k, v = wide_heads(lines, self.n_heads)
+        rows, scale = self.projection_matrix.to(q.dtype), self.head_dim**-0.25
+        return log_favor(q * scale, rows), log_favor(k * scale, rows), v
 
     def _query(self, log_q: Float[Tensor, "B T H R"]) -> Float[Tensor, "B T H R"]:
         return (log_q - log_q.amax(-1, keepdim=True)).exp() + EPS
 
-    def _output(self, o: Float[Tensor, "B T H V1"], x: Tensor) -> Float[Tensor, "B T D"]:
-        """Divide by the normaliser, which came along as the last channel."""
-        return self.o_proj((o[..., :-1] / o[..., -1:]).flatten(2).to(x.dtype))
+    def _output(self, o: Float[Tensor, "B T H V"], x: Tensor) -> Float[Tensor, "B T D"]:
+        return self.o_proj(o.flatten(2).to(x.dtype))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """With key features as printed, no maximum taken off: fine in float64 where features are moderate."""
         log_q, log_k, v = self._log_features(lines_reference(self, "qkv", x))
-        phi_q, phi_k = self._query(log_q), log_k.exp()
-        S, z, outs = v.new_zeros(*phi_k[:, 0].shape, self.head_dim), phi_k.new_zeros(phi_k[:, 0].shape), []
-        for t in range(x.shape[1]):
-            S, z = S + torch.einsum("bhr,bhv->bhrv", phi_k[:, t], v[:, t]), z + phi_k[:, t]
-            read, norm = torch.einsum("bhrv,bhr->bhv", S, phi_q[:, t]), (z * phi_q[:, t]).sum(-1, keepdim=True)
-            outs.append(read / norm)
-        return self.o_proj(torch.stack(outs, 1).flatten(2).to(x.dtype))
+        return self._output(normalised_reference(self._query(log_q), log_k.exp(), v, eps=TINY)[0], x)
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         features = 4.0 * B * (1 if mode == "step" else T) * self.n_heads * self.head_dim * self.n_features
-        K, V = self.n_features, self.head_dim + 1
-        return features + outer_flops(T, B, self.n_heads, K, V, mode, "head", self.config.chunk_size)
+        K, V, chunk_size = self.n_features, self.head_dim, self.config.chunk_size
+        return features + normalised_flops(T, B, self.n_heads, K, V, mode, decays=True, chunk_size=chunk_size)
