@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, reference
+from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, reference, zero_order_hold
 
 B, T, D, N = 3, 23, 4, 5
 
@@ -44,6 +44,17 @@ def test_it_is_a_long_convolution():
     kernel = torch.einsum("dn,dnt->dt", weight, torch.exp(log_decay[..., None] * torch.arange(T))).real
     product = torch.fft.rfft(x, n=2 * T, dim=1) * torch.fft.rfft(kernel.T, n=2 * T, dim=0)
     close(lti_scan(x, log_decay, weight, chunk_size=4)[0], torch.fft.irfft(product, n=2 * T, dim=1)[:, :T])
+
+
+def test_zero_order_hold_integrates_an_input_that_is_held():
+    """The weight is C times the integral of exp(s A) over one step, here by Simpson's rule."""
+    _, A, C, _ = (v.detach() for v in draw())
+    dt, places = 0.1 * torch.rand(D, 1, dtype=torch.float64), torch.linspace(0, 1, 101, dtype=torch.float64)
+    log_decay, weight = zero_order_hold(A, C, dt)
+    simpson = torch.tensor([1.0, *[4.0, 2.0] * 49, 4.0, 1.0], dtype=torch.float64) / 300
+    held = (torch.exp(log_decay[..., None] * places) * simpson).sum(-1) * dt
+    close(log_decay, dt * A)
+    close(weight, C * held)
 
 
 @pytest.mark.parametrize("lengths", [[0, T, 4], [8, 7, 1], [16, 20, 22]], ids=str)

@@ -1,4 +1,5 @@
-"""selective_scan against its loop: outputs, final state and every gradient, whatever the chunk; and it stays small."""
+"""selective_scan against its loop: outputs, final state and every gradient, whatever the chunk and the kind of decay;
+and it stays small."""
 
 from __future__ import annotations
 
@@ -26,18 +27,48 @@ def draw(tokens=T, dtype=torch.float64):
     return [v.requires_grad_() for v in (x, dt.abs(), -A.abs(), B_, C, state)]
 
 
+def without_A(arguments):
+    """The implicit decay 1 - dt B^2, with steps that keep it positive."""
+    x, dt, _, B_, C, state = (v.detach() for v in arguments)
+    dt = dt.sigmoid() / (1 + B_.square().sum(-1, keepdim=True))
+    return [v.requires_grad_() if v is not None else v for v in (x, dt, None, B_, C, state)]
+
+
+KINDS = {"exponential": (list, {}), "signed": (list, {"signed": True}), "implicit": (without_A, {})}
+
+
+def gradients(outputs, arguments):
+    draw = torch.Generator().manual_seed(1)
+    loss = sum((v * torch.randn(v.shape, dtype=v.dtype, generator=draw)).sum() for v in outputs)
+    return torch.autograd.grad(loss, [v for v in arguments if v is not None])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 11, 64])
-def test_it_is_the_loop_with_all_gradients(chunk_size):
-    arguments = draw()
-    got, want = selective_scan(*arguments, chunk_size=chunk_size), reference(*arguments)
-    weights = [torch.randn_like(v) for v in want]
-    for g, w in zip(got, want):
+def test_it_is_the_loop_with_all_gradients(chunk_size, kind):
+    prepare, settings = KINDS[kind]
+    arguments = prepare(draw())
+    got = selective_scan(*arguments, chunk_size=chunk_size, **settings)
+    want = reference(*arguments, **settings)
+    for g, w in zip((*got, *gradients(got, arguments)), (*want, *gradients(want, arguments))):
         close(g, w)
-    gradients = [
-        torch.autograd.grad(sum((v * w).sum() for v, w in zip(out, weights)), arguments) for out in (got, want)
-    ]
-    for g, w in zip(*gradients):
+
+
+@pytest.mark.parametrize("kind", ["exponential", "implicit"])
+def test_one_channel_over_many_chunks(kind):
+    """Rates of one channel must not be taken for rates of one token."""
+    x, dt, A, B_, C, state = KINDS[kind][0](draw())
+    one = [x[..., :1], dt[..., :1], None if A is None else A[:1], B_, C, state[:, :1]]
+    for g, w in zip(selective_scan(*one, chunk_size=4), reference(*one)):
         close(g, w)
+
+
+def test_signed_decays_reach_from_one_to_minus_one():
+    x, dt, A, B_, C, _ = draw(1)
+    state = torch.ones(B, D, N, dtype=torch.float64)
+    for size, kept in ((0.0, 1.0), (1e3, -1.0)):
+        _, final = selective_scan(0 * x, size + 0 * dt, A - 1, B_, C, state, signed=True)
+        close(final, torch.full_like(final, kept))
 
 
 def test_gradients_pass_finite_differences_with_ragged_rows():
@@ -73,15 +104,18 @@ def test_padding_reaches_nothing_and_spoils_no_gradient():
         assert g.isfinite().all()
 
 
-def test_steps_are_the_loop():
-    x, dt, A, B_, C, state = draw()
-    want, last = reference(x, dt, A, B_, C, state)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_steps_are_the_loop_with_all_gradients(kind):
+    prepare, settings = KINDS[kind]
+    arguments = prepare(draw())
+    x, dt, A, B_, C, state = arguments
     ys = []
     for t in range(T):
-        y, state = selective_step(x[:, t], dt[:, t], A, B_[:, t], C[:, t], state)
+        y, state = selective_step(x[:, t], dt[:, t], A, B_[:, t], C[:, t], state, **settings)
         ys.append(y)
-    close(torch.stack(ys, 1), want)
-    close(state, last)
+    got, want = (torch.stack(ys, 1), state), reference(*arguments, **settings)
+    for g, w in zip((*got, *gradients(got, arguments)), (*want, *gradients(want, arguments))):
+        close(g, w)
 
 
 def test_packed_documents_are_as_alone():

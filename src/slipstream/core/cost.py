@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: a multiply-add counts 2, matrix products only (as torch's FlopCounterMode); bytes: weights and state moved once."""
+    """flops: of matrix products (as torch's FlopCounterMode: a multiply-add counts 2) and Fourier transforms; bytes: weights
+    and state moved once.
+    """
 
     flops: float
     bytes: int

@@ -43,7 +43,7 @@ def lti_scan(
     h = _from_parts(write @ u).permute(2, 0, 1).unflatten(0, (B, -1))
     h, _ = linear_scan(powers[..., C].expand_as(h), h, start)
     entering = torch.cat([start[:, None], h], 1)
-    y = _toeplitz((weight[..., None] * powers[..., :C]).real.sum(1)) @ u
+    y = toeplitz((weight[..., None] * powers[..., :C]).real.sum(1)) @ u
     read = _parts((weight[..., None] * powers[..., 1:]).conj(), 1)
     y = torch.baddbmm(y, read.mT, _parts(entering[:, :-1].flatten(0, 1).permute(1, 2, 0), 1))
     ends = torch.full((B,), T, device=x.device) if lengths is None else lengths
@@ -62,6 +62,14 @@ def lti_step(
     return (weight * state).real.sum(-1).to(x.dtype), state
 
 
+def zero_order_hold(
+    A: Complex[Tensor, "*D N"], C: Complex[Tensor, "*D N"], dt: Float[Tensor, "*D 1"]
+) -> tuple[Complex[Tensor, "*D N"], Complex[Tensor, "*D N"]]:
+    """log_decay and weight of h' = A h + x, y = Re(C . h), where x is held for a time dt: dt A, and C (exp(dt A) - 1) / A."""
+    log_decay = dt * A
+    return log_decay, C * torch.expm1(log_decay) / A
+
+
 def lti_scan_flops(tokens: int, rows: int, width: int, d_state: int, chunk_size: int) -> float:
     """Flops of the matrix products of so many tokens in each of so many rows; a complex mode is two real ones."""
     size = min(chunk_size, tokens)
@@ -78,7 +86,7 @@ def _from_parts(parts: Tensor) -> Tensor:
     return torch.complex(*parts.chunk(2, 1))
 
 
-def _toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
+def toeplitz(kernel: Float[Tensor, "D C"]) -> Float[Tensor, "D C C"]:
     """Row i, column j: kernel[i - j], zero above the diagonal."""
     C = kernel.shape[1]
     return F.pad(kernel, (C - 1, 0)).unfold(1, C, 1).flip(-1)

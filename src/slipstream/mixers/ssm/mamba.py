@@ -4,7 +4,8 @@ r"""Mamba (S6): a diagonal state space whose step size, input and output matrice
     h_t = exp(dt_t A) * h_{t-1} + dt_t B_t x_t    y_t = W_out ((C_t . h_t + D * x_t) * silu(z_t))
 
 State space files keep the paper's letters: C is the query, B the key, x the value. A is real and negative (A =
--exp(A_log)). Names and layout of the weights are those of transformers' MambaMixer and of the authors' code.
+-exp(A_log)). With negative_eigenvalues the decay is 2 exp(dt_t A) - 1, from -1 to 1: what parities need (Grazzi et al.).
+Names and layout of the weights are those of transformers' MambaMixer and of the authors' code.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import time_steps
+from slipstream.layers.mamba_block import block_reference, through_block
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.selective_scan import reference as selective_reference
 from slipstream.ops.selective_scan import selective_scan, selective_scan_flops, selective_step
 
 
 class Mamba(Mixer, name="mamba", family="ssm"):
-    paper = "Gu & Dao 2023, arXiv:2312.00752, algorithm 2 and section 3.4; step sizes start as in its section 3.6"
+    paper = (
+        "Gu & Dao 2023, arXiv:2312.00752, algorithm 2, sections 3.4, 3.6; signed: Grazzi et al. 2024, arXiv:2411.12537"
+    )
     use_when = "long streams of text, audio or DNA with constant memory, where what matters is chosen by content"
     writes, erases = "dt x B^T", "nothing"
     decays, reads = "a number a channel and state, from x", "h C"
     symbols = {"Δ": "dt", "E": "expand", "N": "d_state", "A": "-exp(A_log)"}
-    oracle = "transformers MambaMixer, tests/oracles/test_ssm_rnn_oracles.py"
+    oracle = "transformers MambaMixer, test_ssm_rnn_oracles.py; with negative eigenvalues a numpy loop, state_space.npz"
     no_weight_decay = ("A_log", "D", "bias")
 
     class Config(MixerConfig):
@@ -39,6 +43,7 @@ class Mamba(Mixer, name="mamba", family="ssm"):
         d_state: int = 16  # numbers of state per inner channel
         conv_size: int = 4  # width of the short convolution
         dt_rank: int | None = None  # width through which the step size is made; default d_model / 16
+        negative_eigenvalues: bool = False  # decays from -1 to 1 instead of 0 to 1, so that parities can be tracked
         chunk_size: int = 16  # tokens expanded at a time; no result depends on it
 
     config: Config
@@ -62,17 +67,18 @@ class Mamba(Mixer, name="mamba", family="ssm"):
         return {"h": Slot((self.d_inner, self.config.d_state)), "conv": self.conv1d.slot()}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        x, z = self.in_proj(x).chunk(2, -1)
-        x, conv = self.conv1d(x, state["conv"], lengths)
-        o, h = selective_scan(x, *self._selected(x), state["h"], lengths, self.config.chunk_size)
-        return self._out(o, x, z), state.advance(x.shape[1] if lengths is None else lengths, h=h, conv=conv)
+        size, signed = self.config.chunk_size, self.config.negative_eigenvalues
+        return through_block(
+            self, x, state, lengths, lambda x: selective_scan(x, *self._selected(x), state["h"], lengths, size, signed)
+        )
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        x, z = self.in_proj(x).chunk(2, -1)
-        x, conv = self.conv1d(x, state["conv"])
+        return through_block(self, x, state, None, lambda x: self._one(x, state["h"]))
+
+    def _one(self, x: Float[Tensor, "B 1 I"], h: Tensor) -> tuple[Tensor, Tensor]:
         dt, A, B, C = self._selected(x)
-        o, h = selective_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], state["h"])
-        return self._out(o[:, None], x, z), state.advance(1, h=h, conv=conv)
+        o, h = selective_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], h, self.config.negative_eigenvalues)
+        return o[:, None], h
 
     def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dt, A, B, C; the first two in float32 at least."""
@@ -80,15 +86,10 @@ class Mamba(Mixer, name="mamba", family="ssm"):
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.softplus(self.dt_proj(r).to(wide)), -torch.exp(self.A_log.to(wide)), B, C
 
-    def _out(self, o: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return self.out_proj(torch.addcmul(o, self.D, x) * F.silu(z))
-
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x, z = self.in_proj(x).chunk(2, -1)
-        x = self.conv1d.reference(x)
-        dt, A, B, C = self._selected(x)
-        o, _ = selective_reference(x, dt, A, B, C, x.new_zeros(x.shape[0], *A.shape))
-        return self.out_proj((o + self.D * x) * F.silu(z))
+        start = x.new_zeros(x.shape[0], self.d_inner, self.config.d_state)
+        signed = self.config.negative_eigenvalues
+        return block_reference(self, x, lambda x: selective_reference(x, *self._selected(x), start, signed))
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         return selective_scan_flops(B if mode == "step" else B * T, self.d_inner, self.config.d_state)

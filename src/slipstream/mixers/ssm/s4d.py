@@ -23,7 +23,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
-from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step
+from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, zero_order_hold
 from slipstream.ops.lti_scan import reference as lti_reference
 
 
@@ -73,8 +73,7 @@ class S4D(Mixer, name="s4d", family="ssm"):
         """log_decay = dt A, and weight = 2 C dB, so that x itself enters the state's recurrence."""
         wide = torch.promote_types(self.C.dtype, torch.float32)
         A = torch.complex(-torch.exp(self.log_A_real.to(wide)), self.A_imag.to(wide))
-        log_decay = torch.exp(self.log_dt.to(wide))[:, None] * A
-        return log_decay, 2 * torch.view_as_complex(self.C.to(wide)) * torch.expm1(log_decay) / A
+        return zero_order_hold(A, 2 * torch.view_as_complex(self.C.to(wide)), self.log_dt.to(wide).exp()[:, None])
 
     def _out(self, x: Tensor, y: Tensor) -> Tensor:
         return F.glu(self.out_proj(F.gelu(torch.addcmul(y, self.D, x))))
