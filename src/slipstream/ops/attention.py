@@ -1,9 +1,10 @@
 r"""Softmax attention over the past: all of it, or a window; grouped heads; any entering cache.
 
-    o_t = sum_{s in G(t)} softmax_s(scale * q_t . k_s) v_s        G(t) = {s <= t}   or   {t - W < s <= t}
+    o_t = sum_{s in G(t)} softmax_s(scale * q_t . k_s + key_bias_s) v_s        G(t) = {s <= t}   or   {t - W < s <= t}
 
 No T x T matrix is ever held: torch's scaled_dot_product_attention tiles it where the whole sequence is at hand, and where
-rows continue caches of their own lengths the queries go block by block, each against the keys it can see.
+rows continue caches of their own lengths, or keys have a bias, the queries go block by block, each against the keys it
+can see. A bias of queries would change nothing: a softmax sees only differences along its row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from slipstream.ops.recompute import recomputed
 from slipstream.ops.valid import zero_padding
 
 BLOCK = 512  # queries that share one mask; bounds memory at BLOCK x keys
@@ -28,23 +30,26 @@ def attention(
     causal: bool = True,
     lengths: Int[Tensor, "B"] | None = None,
     scale: float | None = None,
+    key_bias: Float[Tensor, "B S H"] | None = None,
 ) -> Float[Tensor, "B T H V"]:
     """Full attention; G key heads serve H query heads (G divides H). scale defaults to 1/sqrt(K).
 
     past None: k and v are those of q's own tokens. Otherwise k and v are caches laid out by position, and q_t of row b stands
     at position past_b + t; what the cache holds beyond is not seen. lengths matter only to causal=False, which sees all.
+    key_bias is added to a key's logits, by query head. It may be a long running sum in float64: only its differences
+    count, and they are taken before it is narrowed.
     """
     if past is None:
-        if causal or lengths is None:
+        if key_bias is None and (causal or lengths is None):
             return _sdpa(q, k, v, None, causal, scale)
-        past = torch.zeros_like(lengths)
+        past = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     if (
         not torch.compiler.is_compiling()
     ):  # reading only what is filled costs a synchronisation, which a captured graph must not have
         filled = int(past.max()) + q.shape[1] if len(past) else 0
         k, v = k[:, :filled], v[:, :filled]
     ends = past[:, None] + (_until(q, causal, lengths) + 1)
-    return _by_blocks(q, k, v, ends, scale)
+    return _by_blocks(q, k, v, ends, scale, key_bias)
 
 
 def _until(q: Tensor, causal: bool, lengths: Tensor | None) -> Int[Tensor, "B T"]:
@@ -56,16 +61,30 @@ def _until(q: Tensor, causal: bool, lengths: Tensor | None) -> Int[Tensor, "B T"
     return torch.zeros_like(own) + last
 
 
-def _by_blocks(q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None) -> Tensor:
+def _by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None, key_bias: Tensor | None
+) -> Tensor:
     """Each block of queries against the keys before the furthest end in it."""
     if q.shape[1] == 1:
-        return _sdpa(q, k, v, _before(ends, k.shape[1]), False, scale)
+        return _block(q, k, v, ends, scale, key_bias)
     outputs = []
     for i in range(0, q.shape[1], BLOCK):
         end = ends[:, i : i + BLOCK]
         seen = int(end.max()) if len(end) else 0
-        outputs.append(_sdpa(q[:, i : i + BLOCK], k[:, :seen], v[:, :seen], _before(end, seen), False, scale))
+        outputs.append(recomputed(_block, q[:, i : i + BLOCK], k[:, :seen], v[:, :seen], end, scale, key_bias))
     return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
+
+
+def _block(
+    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None, key_bias: Tensor | None
+) -> Tensor:
+    """Queries that see the keys before their ends. Biases are taken from that of the first query's own key."""
+    mask = _before(ends, k.shape[1])
+    if key_bias is not None and 0 not in q.shape[:2]:
+        own = (ends[:, :1, None] - 1).expand(-1, -1, key_bias.shape[2])
+        bias = (key_bias[:, : k.shape[1]] - key_bias.gather(1, own)).transpose(1, 2)[:, :, None]
+        mask = torch.where(mask, bias.to(torch.promote_types(q.dtype, torch.float32)), -torch.inf)
+    return _sdpa(q, k, v, mask, False, scale)
 
 
 def _before(ends: Int[Tensor, "B T"], keys: int) -> Bool[Tensor, "B 1 T S"]:
@@ -107,11 +126,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 
 
 def write_cache(
-    cache: Float[Tensor, "B S G K"],
-    new: Float[Tensor, "B T G K"],
+    cache: Float[Tensor, "B S *G"],
+    new: Float[Tensor, "B T *G"],
     past: Int[Tensor, "B"],
     lengths: Int[Tensor, "B"] | None = None,
-) -> Float[Tensor, "B S G K"]:
+) -> Float[Tensor, "B S *G"]:
     """Put new tokens at positions past_b, past_b + 1, ... The cache is consumed: written in place where no gradient needs it."""
     new = zero_padding(new, lengths).to(cache.dtype)
     rows = torch.arange(len(past), device=past.device)[:, None]
@@ -127,6 +146,7 @@ def reference(
     v: Float[Tensor, "B T G V"],
     window: int | None = None,
     causal: bool = True,
+    key_bias: Float[Tensor, "B T H"] | None = None,
 ) -> Float[Tensor, "B T H V"]:
     """The definition, query by query."""
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
@@ -134,8 +154,10 @@ def reference(
     for t in range(q.shape[1]):
         first = max(0, t - window + 1) if window else 0
         last = t + 1 if causal else q.shape[1]
-        weights = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, first:last]).div(q.shape[-1] ** 0.5).softmax(-1)
-        outputs.append(torch.einsum("bhs,bshv->bhv", weights, v[:, first:last]))
+        logits = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, first:last]) / q.shape[-1] ** 0.5
+        if key_bias is not None:
+            logits = logits + key_bias[:, first:last].mT
+        outputs.append(torch.einsum("bhs,bshv->bhv", logits.softmax(-1), v[:, first:last]))
     return torch.stack(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
 
 

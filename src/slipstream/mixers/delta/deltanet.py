@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
-from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import RMSNorm, l2_norm
-from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
+from slipstream.layers.delta_lines import delta_one, delta_prefill, unit_heads_reference
+from slipstream.layers.lines import add_lines, line_slots
+from slipstream.layers.norm import RMSNorm
+from slipstream.ops.delta_scan import delta_flops
 
 
 class DeltaNet(Mixer, name="deltanet", family="delta"):
     paper = "Schlag, Irie, Schmidhuber 2021, arXiv:2102.11174; Yang et al. 2024, arXiv:2406.06484, sec. 2.2"
     use_when = "recall by key in constant memory matters more than forgetting, or states must be tracked"
+    writes, erases = "beta v k^T", "beta of what is stored under k"
+    decays, reads = "nothing", "S q"
     train_order, decode_order = "T", "1"
     symbols = {"W": "S transposed", "S": "S transposed", "beta": "beta"}
     oracle = "gradient steps in numpy, tests/oracles/linear_attention.npz; its op: delta_rule_recurrence of fla 0.6.0, fla_ops.npz"
@@ -52,20 +55,12 @@ class DeltaNet(Mixer, name="deltanet", family="delta"):
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), **line_slots(self)}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        lines, convs = run_lines(self, "qkv", x, state, lengths)
-        q, k, v = self._by_heads(lines)
-        scale, chunk_size = self.head_dim**-0.5, self.config.chunk_size
-        o, S = delta_scan(q, k, v, self._beta(x), None, state["S"], lengths, scale, chunk_size)
-        return self._output(o), state.advance(x.shape[1] if lengths is None else lengths, S=S, **convs)
+        o, state = delta_prefill(self, self.n_heads, self.config.chunk_size, x, self._beta(x), None, state, lengths)
+        return self._output(o), state
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        lines, convs = run_lines(self, "qkv", x, state, None)
-        o, S = delta_step(*self._by_heads(lines), self._beta(x), None, state["S"], self.head_dim**-0.5)
-        return self._output(o), state.advance(1, S=S, **convs)
-
-    def _by_heads(self, lines: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (silu_unless_convolved(self)(lines[n]).unflatten(-1, (self.n_heads, self.head_dim)) for n in "qkv")
-        return l2_norm(q), l2_norm(k), v
+        o, state = delta_one(self, self.n_heads, x, self._beta(x), None, state)
+        return self._output(o), state
 
     def _beta(self, x: Tensor) -> Float[Tensor, "B T H"]:
         return self.b_proj(x).sigmoid() * (2 if self.config.negative_eigenvalues else 1)
@@ -74,7 +69,7 @@ class DeltaNet(Mixer, name="deltanet", family="delta"):
         return self.o_proj(self.o_norm(o).flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        q, k, v = self._by_heads(lines_reference(self, "qkv", x))
+        q, k, v = unit_heads_reference(self, x, self.n_heads, self.n_heads)
         beta, I = self._beta(x)[..., None, None], torch.eye(self.head_dim).to(x)
         S, outs = x.new_zeros(x.shape[0], self.n_heads, self.head_dim, self.head_dim), []  # (B H V K): the paper's S
         for t in range(x.shape[1]):

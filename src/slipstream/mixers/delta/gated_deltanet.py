@@ -20,14 +20,17 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
-from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import GatedRMSNorm, l2_norm
-from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
+from slipstream.layers.delta_lines import delta_one, delta_prefill, unit_heads_reference
+from slipstream.layers.lines import add_lines, line_slots
+from slipstream.layers.norm import GatedRMSNorm
+from slipstream.ops.delta_scan import delta_flops
 
 
 class GatedDeltaNet(Mixer, name="gated_deltanet", family="delta"):
     paper = "Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464, eq. 10"
     use_when = "constant memory with good recall for its size: old content is forgotten at will, or overwritten exactly"
+    writes, erases = "beta v k^T", "beta of what is stored under k"
+    decays, reads = "a number a head, from x", "S q"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S transposed", "alpha": "exp(log_decay)", "beta": "beta", "A": "A_log", "b": "dt_bias"}
     oracle = "transformers Qwen3NextGatedDeltaNet with copied weights, tests/oracles/test_delta_oracles.py"
@@ -67,23 +70,12 @@ class GatedDeltaNet(Mixer, name="gated_deltanet", family="delta"):
         return {"S": Slot((self.n_v_heads, self.head_dim, self.v_head_dim)), **line_slots(self)}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        lines, convs = run_lines(self, "qkv", x, state, lengths)
-        o, S = delta_scan(
-            *self._by_heads(lines), *self._gates(x), state["S"], lengths, self.head_dim**-0.5, self.config.chunk_size
-        )
-        return self._output(o, x), state.advance(x.shape[1] if lengths is None else lengths, S=S, **convs)
+        o, state = delta_prefill(self, self.n_heads, self.config.chunk_size, x, *self._gates(x), state, lengths)
+        return self._output(o, x), state
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        lines, convs = run_lines(self, "qkv", x, state, None)
-        o, S = delta_step(*self._by_heads(lines), *self._gates(x), state["S"], self.head_dim**-0.5)
-        return self._output(o, x), state.advance(1, S=S, **convs)
-
-    def _by_heads(self, lines: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (silu_unless_convolved(self)(lines[n]) for n in "qkv")
-        q, k = (l2_norm(t.unflatten(-1, (self.n_heads, self.head_dim))) for t in (q, k))
-        if self.n_v_heads > self.n_heads:
-            q, k = (t.repeat_interleave(self.n_v_heads // self.n_heads, dim=2) for t in (q, k))
-        return q, k, v.unflatten(-1, (self.n_v_heads, self.v_head_dim))
+        o, state = delta_one(self, self.n_heads, x, *self._gates(x), state)
+        return self._output(o, x), state
 
     def _gates(self, x: Tensor) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"]]:
         """beta and log_decay."""
@@ -94,7 +86,7 @@ class GatedDeltaNet(Mixer, name="gated_deltanet", family="delta"):
         return self.o_proj(self.o_norm(o, self.g_proj(x).unflatten(-1, o.shape[2:])).flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        q, k, v = self._by_heads(lines_reference(self, "qkv", x))
+        q, k, v = unit_heads_reference(self, x, self.n_heads, self.n_v_heads)
         beta, log_alpha = (t[..., None, None] for t in self._gates(x))
         S, outs = x.new_zeros(x.shape[0], *v.shape[2:], self.head_dim), []  # (B H V K): the paper's S
         I = torch.eye(self.head_dim).to(x)

@@ -19,14 +19,17 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
-from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import RMSNorm, l2_norm
-from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
+from slipstream.layers.delta_lines import delta_one, delta_prefill, unit_heads_reference
+from slipstream.layers.lines import add_lines, line_slots
+from slipstream.layers.norm import RMSNorm
+from slipstream.ops.delta_scan import delta_flops
 
 
 class KimiDeltaAttention(Mixer, name="kda", family="delta"):
     paper = "Kimi Team 2025 (Kimi Linear), arXiv:2510.26692, eq. 1 and sec. 4"
     use_when = "as gated_deltanet, when channels should forget at rates of their own and slower training is affordable"
+    writes, erases = "beta k v^T", "beta of what is stored under k"
+    decays, reads = "a number a key channel, from x", "S^T q"
     train_order, decode_order = "T", "1"
     symbols = {"S": "S", "alpha": "exp(log_decay)", "beta": "beta", "A": "A_log", "b": "dt_bias"}
     oracle = "transformers KimiLinearDeltaAttention with copied weights, tests/oracles/test_delta_oracles.py"
@@ -61,23 +64,15 @@ class KimiDeltaAttention(Mixer, name="kda", family="delta"):
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), **line_slots(self)}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        lines, convs = run_lines(self, "qkv", x, state, lengths)
-        o, S = delta_scan(
-            *self._by_heads(lines), *self._gates(x), state["S"], lengths, self.head_dim**-0.5, self.config.chunk_size
-        )
-        return self._output(o, x), state.advance(x.shape[1] if lengths is None else lengths, S=S, **convs)
+        o, state = delta_prefill(self, self.n_heads, self.config.chunk_size, x, *self._gates(x), state, lengths)
+        return self._output(o, x), state
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        lines, convs = run_lines(self, "qkv", x, state, None)
-        o, S = delta_step(*self._by_heads(lines), *self._gates(x), state["S"], self.head_dim**-0.5)
-        return self._output(o, x), state.advance(1, S=S, **convs)
+        o, state = delta_one(self, self.n_heads, x, *self._gates(x), state)
+        return self._output(o, x), state
 
     def _split(self, t: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H K"]:
         return t.unflatten(-1, (self.n_heads, self.head_dim))
-
-    def _by_heads(self, lines: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self._split(silu_unless_convolved(self)(lines[n])) for n in "qkv")
-        return l2_norm(q), l2_norm(k), v
 
     def _gates(self, x: Tensor) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H K"]]:
         """beta and log_decay."""
@@ -90,7 +85,7 @@ class KimiDeltaAttention(Mixer, name="kda", family="delta"):
         return self.o_proj((self.o_norm(o) * gate).flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        q, k, v = self._by_heads(lines_reference(self, "qkv", x))
+        q, k, v = unit_heads_reference(self, x, self.n_heads, self.n_heads)
         beta, log_alpha = self._gates(x)
         S, outs, I = k.new_zeros(*k[:, 0].shape, self.head_dim), [], torch.eye(self.head_dim).to(x)
         for t in range(x.shape[1]):

@@ -1,0 +1,1 @@
+"""Networks that are trained while they read: the memory is their weights."""
