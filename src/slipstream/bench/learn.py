@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,15 +14,24 @@ from slipstream.bench.scoring import Score, score
 from slipstream.bench.task import Level, Task
 from slipstream.models.language_model import LanguageModel
 
-LR, BETAS, WARM_UP = 1e-2, (0.9, 0.99), 20
+BETAS, WARM_UP = (0.9, 0.99), 20
 COOLING = 0.5  # share of the rate that is taken away as the goal is reached
 AVERAGED = 0.95  # the model that is examined is a running mean of the one that learns: a steep rate, without its noise
-TOKENS = 1400  # of one batch: short sequences come in larger batches
 CLIMB, SOLVED = 0.8, 0.99  # accuracy for the next rung of the ladder, and at the goal
 LOOK_EVERY = 20  # steps from one look at the goal to the next
 LOOKS = 1024  # answers of one look
 
 Tell = Callable[[float, str], None]  # share of the time that is used, what is going on
+
+
+@dataclass(frozen=True)
+class Pace:
+    """lr: the full rate. tokens: of one batch; short sequences come in larger batches. steps: over which the rate falls to
+    nothing, where their number is known beforehand."""
+
+    lr: float = 1e-2
+    tokens: int = 1400
+    steps: int | None = None
 
 
 @dataclass
@@ -58,17 +67,17 @@ def learn(
 class Pupil:
     """A model on its way up the ladder. examined: what `learn` gives back. grasp: running accuracy on this rung."""
 
-    def __init__(self, model: LanguageModel, task: Task, seed: int) -> None:
-        self.examined, self.model, self.task = model, copy.deepcopy(model), task
+    def __init__(self, model: LanguageModel, task: Task, seed: int, pace: Pace = Pace()) -> None:
+        self.examined, self.model, self.task, self.pace = model, copy.deepcopy(model), task, pace
         self.generator = torch.Generator().manual_seed(seed)
         self.exam = torch.Generator().manual_seed(seed + 1)
         self.rungs, self.steps, self.grasp = task.ladder(), 0, 0.0
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=pace.lr, betas=BETAS, weight_decay=0.0)
 
     def study(self) -> int:
         """One step on the rung at hand; the number of examples it took."""
-        level = self._today()
-        n = max(8, TOKENS // _length(self.task, level))
+        level = self.task.drawn(self.rungs[0], self.generator)
+        n = max(8, self.pace.tokens // _length(self.task, level))
         batch = self.task.batch(n, level, self.generator)
         logits = answer_logits(self.model, batch)
         answer_loss(logits, batch).backward()
@@ -86,11 +95,6 @@ class Pupil:
         for mean, now in zip(self.examined.parameters(), self.model.parameters()):
             mean.lerp_(now, 1 - AVERAGED)
 
-    def _today(self) -> Level:
-        """This rung, with a gap from none to its most."""
-        rung = self.rungs[0]
-        return replace(rung, gap=int(torch.randint(rung.gap + 1, (), generator=self.generator)))
-
     def _climb(self, accuracy: float) -> None:
         self.grasp += 0.2 * (accuracy - self.grasp)
         if self.grasp > CLIMB and len(self.rungs) > 1:
@@ -98,10 +102,11 @@ class Pupil:
             self.grasp = 0.0
 
     def _set_rate(self) -> None:
-        """Warm-up; then the full rate, cooling as the goal comes near."""
+        """Warm-up; then the full rate, cooling as the goal comes near, and as the steps run out."""
         near = self.grasp**2 if len(self.rungs) == 1 else 0.0
+        left = 1 - self.steps / self.pace.steps if self.pace.steps else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = LR * min(1.0, (self.steps + 1) / WARM_UP) * (1 - COOLING * near)
+            group["lr"] = self.pace.lr * min(1.0, (self.steps + 1) / WARM_UP) * left * (1 - COOLING * near)
 
     @torch.no_grad()
     def examine(self) -> Score:

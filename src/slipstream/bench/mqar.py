@@ -19,9 +19,9 @@ BLANK = 0
 class Mqar(Task):
     """n_symbols keys with n_symbols possible values, and a blank."""
 
-    def __init__(self, n_symbols: int = 64) -> None:
+    def __init__(self, n_symbols: int = 64, pairs: int = 6) -> None:
         self.n_symbols, self.vocab_size = n_symbols, 1 + 2 * n_symbols
-        self.goal = Level(pairs=6, symbols=n_symbols, gap=12)
+        self.goal = Level(pairs=pairs, symbols=n_symbols, gap=2 * pairs)
 
     def batch(self, n: int, level: Level, generator: torch.Generator) -> Batch:
         P, places = level.pairs, level.pairs + level.gap // 2

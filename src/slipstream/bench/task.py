@@ -12,8 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """pairs: facts (or characters) to keep. symbols: how many different keys, and values, are in use. gap: most tokens between
-    the last fact and the first question, drawn anew for each batch while learning."""
+    """pairs: facts (or characters) to keep, or running answers to give. symbols: how many different keys, and values, are in use.
+    gap: most tokens between the last fact and the first question, or before the first running answer; drawn anew for each
+    batch while learning."""
 
     pairs: int
     symbols: int
@@ -40,7 +41,11 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, n: int, level: Level, generator: torch.Generator) -> Batch:
-        """n rows with exactly level.gap tokens between facts and questions."""
+        """n rows with exactly this level's gap."""
+
+    def drawn(self, rung: Level, generator: torch.Generator) -> Level:
+        """The level of the next batch on this rung: a gap from none to its most."""
+        return replace(rung, gap=int(torch.randint(rung.gap + 1, (), generator=generator)))
 
     def ladder(self) -> list[Level]:
         """From two facts out of a handful, over half the facts, to the goal: what finds a fact is learned many times sooner where
