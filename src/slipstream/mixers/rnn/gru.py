@@ -10,13 +10,13 @@ an output projection leads back.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.recurrent_weights import add_recurrent_weights, recurrent_weights
 from slipstream.ops.nonlinear_scan import gru_reference, gru_scan, gru_step, nonlinear_scan_flops
 
 
@@ -37,32 +37,23 @@ class GRU(Mixer, name="gru", family="rnn"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.d_hidden = config.d_hidden or config.d_model
-        self.weight_ih_l0 = nn.Parameter(torch.empty(3 * self.d_hidden, config.d_model))
-        self.weight_hh_l0 = nn.Parameter(torch.empty(3 * self.d_hidden, self.d_hidden))
-        self.bias_ih_l0 = nn.Parameter(torch.empty(3 * self.d_hidden))
-        self.bias_hh_l0 = nn.Parameter(torch.empty(3 * self.d_hidden))
+        add_recurrent_weights(self, 3, self.d_hidden)
         same = self.d_hidden == config.d_model
         self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
-        for weight in self.weights:
-            nn.init.uniform_(weight, -(self.d_hidden**-0.5), self.d_hidden**-0.5)
-
-    @property
-    def weights(self) -> list[Tensor]:
-        return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_hidden,))}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        y, h = gru_scan(x, self.weights, state["h"], lengths)
+        y, h = gru_scan(x, recurrent_weights(self), state["h"], lengths)
         return self.out_proj(y), state.advance(x.shape[1] if lengths is None else lengths, h=h)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        h = gru_step(x[:, 0], self.weights, state["h"])
+        h = gru_step(x[:, 0], recurrent_weights(self), state["h"])
         return self.out_proj(h.to(x.dtype))[:, None], state.advance(1, h=h)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.out_proj(gru_reference(x, self.weights, x.new_zeros(x.shape[0], self.d_hidden))[0])
+        return self.out_proj(gru_reference(x, recurrent_weights(self), x.new_zeros(x.shape[0], self.d_hidden))[0])
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         return nonlinear_scan_flops(B if mode == "step" else B * T, 3, self.config.d_model, self.d_hidden)

@@ -9,13 +9,13 @@ d_model an output projection leads back. Because the gates read h_{t-1}, time ca
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.recurrent_weights import add_recurrent_weights, recurrent_weights
 from slipstream.ops.nonlinear_scan import lstm_reference, lstm_scan, lstm_step, nonlinear_scan_flops
 
 
@@ -37,40 +37,27 @@ class LSTM(Mixer, name="lstm", family="rnn"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.d_hidden = config.d_hidden or config.d_model
-        self.weight_ih_l0 = nn.Parameter(torch.empty(4 * self.d_hidden, config.d_model))
-        self.weight_hh_l0 = nn.Parameter(torch.empty(4 * self.d_hidden, self.d_hidden))
-        self.bias_ih_l0 = nn.Parameter(torch.empty(4 * self.d_hidden))
-        self.bias_hh_l0 = nn.Parameter(torch.empty(4 * self.d_hidden))
+        add_recurrent_weights(self, 4, self.d_hidden)
         same = self.d_hidden == config.d_model
         self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
-        self._start(config.forget_bias)
-
-    @torch.no_grad()
-    def _start(self, forget_bias: float) -> None:
-        """As nn.LSTM, but for the forget gate's bias."""
-        for weight in self.weights:
-            weight.uniform_(-(self.d_hidden**-0.5), self.d_hidden**-0.5)
-        forget = slice(self.d_hidden, 2 * self.d_hidden)
-        self.bias_ih_l0[forget], self.bias_hh_l0[forget] = forget_bias, 0.0
-
-    @property
-    def weights(self) -> list[Tensor]:
-        return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        _, _, *biases = recurrent_weights(self)
+        for bias, start in zip(biases, (config.forget_bias, 0.0)):
+            nn.init.constant_(bias[self.d_hidden : 2 * self.d_hidden], start)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_hidden,)), "c": Slot((self.d_hidden,))}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        y, (h, c) = lstm_scan(x, self.weights, (state["h"], state["c"]), lengths)
+        y, (h, c) = lstm_scan(x, recurrent_weights(self), (state["h"], state["c"]), lengths)
         return self.out_proj(y), state.advance(x.shape[1] if lengths is None else lengths, h=h, c=c)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        h, c = lstm_step(x[:, 0], self.weights, (state["h"], state["c"]))
+        h, c = lstm_step(x[:, 0], recurrent_weights(self), (state["h"], state["c"]))
         return self.out_proj(h.to(x.dtype))[:, None], state.advance(1, h=h, c=c)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         zeros = x.new_zeros(x.shape[0], self.d_hidden)
-        return self.out_proj(lstm_reference(x, self.weights, (zeros, zeros))[0])
+        return self.out_proj(lstm_reference(x, recurrent_weights(self), (zeros, zeros))[0])
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         return nonlinear_scan_flops(B if mode == "step" else B * T, 4, self.config.d_model, self.d_hidden)
