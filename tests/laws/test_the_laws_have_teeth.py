@@ -7,7 +7,7 @@ import torch
 
 from slipstream.core.registry import mixer_class
 from slipstream.core.state import State
-from slipstream.laws import gradients, modes, precision, state
+from slipstream.laws import gradients, modes, precision, registry, state
 from slipstream.laws.subject import judge
 
 Attention = mixer_class("attention")
@@ -55,6 +55,10 @@ class ScalesInHalfPrecision(Attention):
         return super().prefill(x.half().to(x.dtype) * 1.001, state, lengths)
 
 
+class DeclaresALimitButRuns(Attention):
+    limits = {"step": "it would have to see what is to come"}
+
+
 @pytest.mark.parametrize(
     ("fault", "law"),
     [
@@ -66,6 +70,8 @@ class ScalesInHalfPrecision(Attention):
         (SecretlyKeepsMore, state.state_is_as_declared),
         (CutsTheGradient, gradients.gradients_flow_through_the_state),
         (ScalesInHalfPrecision, precision.low_precision_stays_near),
+        (DeclaresALimitButRuns, registry.refusals_say_why),
+        (DeclaresALimitButRuns, modes.steps_are_forward),
     ],
 )
 def test_a_planted_fault_is_caught(fault, law):

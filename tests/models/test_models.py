@@ -115,7 +115,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_alone():
 
 
 @pytest.mark.parametrize("params", [100_000, 1_000_000, 3_000_000, 30_000_000])
-@pytest.mark.parametrize("pattern", sorted(n for n, c in ss.mixers().items() if c.family != "feedforward"))
+@pytest.mark.parametrize(
+    "pattern", sorted(n for n, c in ss.mixers().items() if c.family != "feedforward" and not c.limits)
+)
 def test_models_are_sized_within_two_percent(pattern, params):
     config = sized(pattern, params, 256, None, None)
     assert abs(n_parameters(config) - params) <= 0.02 * params
@@ -129,6 +131,14 @@ def test_a_pattern_without_feedforward_is_sized_by_width():
 def test_an_impossible_size_says_what_is_near():
     with pytest.raises(InputError, match=r"nearest: [0-9]+ at d_model"):
         sized("attention", 1000, 50_000, None, None)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in ss.mixers().items() if c.limits))
+def test_a_mixer_that_cannot_go_on_is_refused_with_its_reason(name):
+    why = next(iter(ss.mixers()[name].limits.values()))
+    for build in (lambda: tiny(f"attention, {name}"), lambda: ss.language_model(name, params="1M")):
+        with pytest.raises(InputError, match=f"{name} cannot be part of a language model.*{why}"):
+            build()
 
 
 def test_weight_decay_spares_vectors(tokens):

@@ -141,7 +141,7 @@ def _card(
         reads=facts.get("reads", ""),
         train_order=facts.get("train_order", "T"),
         decode_order=facts.get("decode_order", "1"),
-        remembers=all(ast.unparse(base) != "PerToken" for base in node.bases),
+        remembers=all(ast.unparse(base) not in ("PerToken", "Bidirectional") for base in node.bases),
         grows="grows=True" in text,
         windowed="window" in text and "grows=True" not in text,
         fields=_fields(node, tree, source),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slipstream.core.mixer import Mixer
-from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps
+from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps, needs
 
 
 def _gradients(f: Callable[[Tensor], Tensor], x: Tensor, mixer: Mixer) -> dict[str, Tensor | None]:
@@ -30,6 +30,7 @@ def gradients_are_the_equations(s: Subject) -> None:
     _same(_gradients(s.mixer.forward, s.input(), s.mixer), _gradients(s.mixer.reference, s.input(), s.mixer))
 
 
+@needs("prefill", "step")
 def gradients_flow_through_the_state(s: Subject) -> None:
     """Gradients flow through a state that is handed over, to prefill and to steps."""
     want = _gradients(s.mixer.forward, s.input(), s.mixer)
@@ -40,6 +41,7 @@ def gradients_flow_through_the_state(s: Subject) -> None:
     _same(_gradients(lambda x: in_steps(s.mixer, x, s.mixer.init_state(B, T))[0], s.input(), s.mixer), want)
 
 
+@needs("prefill")
 def the_future_reaches_no_output(s: Subject) -> None:
     """The future reaches no output."""
     for t in (1, 11, T - 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps
+from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps, needs
 
 CUTS = [(T,), (1, 22), (8, 8, 7), (5, 0, 11, 7), (1,) * T]
 
@@ -14,6 +14,7 @@ def forward_is_the_equation(s: Subject) -> None:
     close(s.mixer(s.input()), s.mixer.reference(s.input()))
 
 
+@needs("prefill")
 def any_cut_is_forward(s: Subject) -> None:
     """Prefill at any cut is forward."""
     draw = torch.Generator().manual_seed(2)
@@ -27,11 +28,13 @@ def any_cut_is_forward(s: Subject) -> None:
             expect(state.length.tolist() == [T] * B, f"length is {state.length.tolist()} after {T} tokens")
 
 
+@needs("step")
 def steps_are_forward(s: Subject) -> None:
     """Single steps are forward."""
     close(in_steps(s.mixer, s.input(), s.mixer.init_state(B, T))[0], s.mixer(s.input()))
 
 
+@needs("prefill", "step")
 def steps_continue_a_prefill(s: Subject) -> None:
     """Steps after a prefill, and a prefill after steps, are forward."""
     x, want = s.input(), s.mixer(s.input())
@@ -41,6 +44,7 @@ def steps_continue_a_prefill(s: Subject) -> None:
     close(torch.cat([y1, y2, y3], 1), want)
 
 
+@needs("prefill")
 def no_tokens_change_nothing(s: Subject) -> None:
     """Reading no tokens changes nothing."""
     _, before = s.mixer.prefill(s.input(), s.mixer.init_state(B, T))
@@ -57,6 +61,7 @@ def chunk_size_changes_nothing(s: Subject) -> None:
         close(s.build(chunk_size=chunk_size)(s.input()), s.mixer(s.input()))
 
 
+@needs("prefill", "step")
 def step_is_captured_whole(s: Subject) -> None:
     """A step is captured whole by torch.compile: no graph break, no host synchronisation."""
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ import torch
 
 from slipstream.core.cards import card
 from slipstream.core.errors import InputError
-from slipstream.laws.subject import B, Law, Subject, T, expect
+from slipstream.laws.subject import Law, Subject, expect, is_refused
 
 
 def the_card_is_the_class(s: Subject) -> None:
@@ -23,7 +23,7 @@ def the_card_is_the_class(s: Subject) -> None:
         c.grows == any(slot.grows for slot in s.mixer.slots().values()),
         "grows=True stands in the file, or not, against the slots",
     )
-    expect((c.state_growth == "none") == (not s.mixer.slots()), "a feed-forward has no slots, anything else has")
+    expect(c.remembers == bool(s.mixer.slots()), "it has slots and says it has no memory, or the other way round")
 
 
 def the_card_is_complete(s: Subject) -> None:
@@ -57,15 +57,8 @@ def default_settings_fit_common_widths(s: Subject) -> None:
 
 def refusals_say_why(s: Subject) -> None:
     """What it cannot do in principle it refuses, with the declared reason."""
-    m, x = s.mixer, s.input()
-    calls = {"step": lambda: m.step(x[:, :1], m.init_state(B, T)), "prefill": lambda: m.prefill(x, m.init_state(B, T))}
-    for mode, why in m.limits.items():
-        try:
-            calls[mode]()
-        except InputError as error:
-            expect(why in str(error), f"{mode} is refused with {error}, declared: {why}")
-        else:
-            raise AssertionError(f"{mode} is declared impossible, but runs")
+    for mode in s.cls.limits:
+        is_refused(s, mode)
 
 
 LAWS: list[Law] = [the_card_is_the_class, the_card_is_complete, default_settings_fit_common_widths, refusals_say_why]

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from slipstream.core.state import State
-from slipstream.laws.subject import B, Law, Subject, T, close, expect
+from slipstream.laws.subject import B, Law, Subject, T, close, expect, needs
 
 
+@needs("prefill")
 def state_is_as_declared(s: Subject) -> None:
     """A state has the slots, bytes and dtypes that are declared, and grows only where declared."""
     m, x = s.mixer, s.input()
@@ -27,7 +28,14 @@ def state_is_as_declared(s: Subject) -> None:
 
 
 def rows_are_independent(s: Subject) -> None:
-    """Rows of a batch are independent: they can be dropped, reordered and joined."""
+    """Rows of a batch are independent."""
+    order = torch.tensor([2, 0])
+    close(s.mixer(s.input()[order]), s.mixer(s.input())[order])
+
+
+@needs("prefill")
+def states_are_by_rows(s: Subject) -> None:
+    """Rows of a state can be dropped, reordered and joined."""
     m, x, want = s.mixer, s.input(), s.mixer(s.input())
     _, state = m.prefill(x[:, :9], m.init_state(B, T))
     order = torch.tensor([2, 0])
@@ -44,6 +52,7 @@ def packed_documents_are_as_alone(s: Subject) -> None:
     close(s.mixer(row, torch.tensor(bounds)), torch.cat(alone, 1))
 
 
+@needs("prefill")
 def padding_reaches_nothing(s: Subject) -> None:
     """Padding reaches no output and no state, whatever it holds."""
     m, x = s.mixer, s.input()
@@ -63,6 +72,7 @@ def _soiled(x: torch.Tensor, lengths: torch.Tensor, rubbish: float) -> torch.Ten
     return x.masked_fill(padding[..., None], rubbish)
 
 
+@needs("prefill")
 def a_stored_state_goes_on(s: Subject) -> None:
     """A stored state and stored weights go on bit for bit."""
     m, x = s.mixer, s.input()
@@ -79,6 +89,7 @@ def a_stored_state_goes_on(s: Subject) -> None:
 LAWS: list[Law] = [
     state_is_as_declared,
     rows_are_independent,
+    states_are_by_rows,
     packed_documents_are_as_alone,
     padding_reaches_nothing,
     a_stored_state_goes_on,

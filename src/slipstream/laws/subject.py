@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import State
 
@@ -49,6 +50,41 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
 def expect(fact: bool, complaint: str) -> None:
     if not fact:
         raise AssertionError(complaint)
+
+
+def needs(*modes: str) -> Callable[[Law], Law]:
+    """A law that runs these modes. Where the mixer declares one impossible, the law is that it is refused, and why."""
+
+    def wrap(law: Law) -> Law:
+        @wraps(law)
+        def law_or_refusal(s: Subject) -> None:
+            refused = [mode for mode in modes if mode in s.cls.limits]
+            for mode in refused:
+                is_refused(s, mode)
+            if not refused:
+                law(s)
+
+        return law_or_refusal
+
+    return wrap
+
+
+def is_refused(s: Subject, mode: str) -> None:
+    """The mode raises InputError with the declared reason."""
+    m, x, why = s.mixer, s.input(), s.cls.limits[mode]
+    calls = {"step": lambda: m.step(x[:, :1], m.init_state(B, T)), "prefill": lambda: m.prefill(x, m.init_state(B, T))}
+    try:
+        calls[mode]()
+    except InputError as error:
+        expect(why in str(error), f"{mode} is refused with {error}, declared: {why}")
+    else:
+        raise AssertionError(f"{mode} is declared impossible, but runs")
+
+
+def read_whole(mixer: Mixer, x: Tensor, room: int = 0) -> tuple[Tensor, State]:
+    """Outputs and state (with room for more tokens) of a prefill from fresh; of forward, where there is no prefill."""
+    state = mixer.init_state(len(x), x.shape[1] + room)
+    return (mixer(x), state) if "prefill" in mixer.limits else mixer.prefill(x, state)
 
 
 def in_pieces(mixer: Mixer, pieces: list[Tensor] | tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:

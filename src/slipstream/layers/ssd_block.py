@@ -9,7 +9,6 @@ named and laid out as those of transformers' Mamba2Mixer; `more` numbers a head 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -68,19 +67,23 @@ def add_block(mixer: Mixer, config: SSDConfig, more: int = 0) -> tuple[int, int]
     return n_heads, d_inner // n_heads
 
 
-def selected(
-    block: Block, config: SSDConfig, u: Float[Tensor, "B T D"], convolve: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor | None]:
-    """z; x by heads; what the rule takes (C, B, dt x, dt A, the last two in float32 at least); more; convolve's state."""
+def projected(block: Block, config: SSDConfig, u: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+    """z, xBC, dt before its bias, and more."""
     d_inner, n_heads = config.expand * config.d_model, len(block.D)
-    widths = [d_inner, config.n_groups * config.d_state, config.n_groups * config.d_state]
-    z, xBC, dt, more = block.in_proj(u).tensor_split([d_inner, d_inner + sum(widths), d_inner + sum(widths) + n_heads], -1)
-    xBC, conv = convolve(xBC)
-    x, B, C = xBC.split(widths, -1)
+    convolved = block.conv1d.in_channels
+    return block.in_proj(u).tensor_split([d_inner, d_inner + convolved, d_inner + convolved + n_heads], -1)
+
+
+def selected(
+    block: Block, config: SSDConfig, xBC: Float[Tensor, "B T C"], dt: Float[Tensor, "B T H"]
+) -> tuple[Float[Tensor, "B T H V"], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """x by heads, and what the rule takes: C, B, dt x and dt A; the last two in float32 at least."""
+    n_heads, width = len(block.D), config.n_groups * config.d_state
+    x, B, C = xBC.split([config.expand * config.d_model, width, width], -1)
     wide = torch.promote_types(x.dtype, torch.float32)
     dt = F.softplus(dt.to(wide) + block.dt_bias)
     x, (B, C) = x.unflatten(-1, (n_heads, -1)), (_by_head(t, config.n_groups, n_heads) for t in (B, C))
-    return z, x, (C, B, x * dt[..., None], -torch.exp(block.A_log.to(wide)) * dt), more, conv
+    return x, (C, B, x * dt[..., None], -torch.exp(block.A_log.to(wide)) * dt)
 
 
 def _by_head(x: Tensor, n_groups: int, n_heads: int) -> Float[Tensor, "B T H K"]:
@@ -88,7 +91,9 @@ def _by_head(x: Tensor, n_groups: int, n_heads: int) -> Float[Tensor, "B T H K"]
     return groups.expand(-1, -1, -1, n_heads // n_groups, -1).flatten(2, 3)
 
 
-def output(block: Block, config: SSDConfig, o: Float[Tensor, "B T H V"], x: Tensor, z: Tensor) -> Float[Tensor, "B T D"]:
+def output(
+    block: Block, config: SSDConfig, o: Float[Tensor, "B T H V"], x: Tensor, z: Tensor
+) -> Float[Tensor, "B T D"]:
     """Skip, gate, norm by groups, and the way out."""
     gated = (o.to(x.dtype) + block.D[:, None] * x).flatten(2) * F.silu(z)
     normal = rms_norm(gated.unflatten(-1, (config.n_groups, -1)), block.norm.eps).flatten(2)

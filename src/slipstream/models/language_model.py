@@ -37,6 +37,9 @@ class LanguageModel(nn.Module):
         self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
         self.stack = Stack(layers(config.pattern, config.n_layers), config.d_model, widths, config.norm_eps)
         self.head = NextTokenHead(config.d_model, config.vocab_size, self.embedding if config.tie_embeddings else None)
+        for mixer in self.stack.mixers():
+            for mode, why in mixer.limits.items():
+                raise InputError(f"{mixer.name} cannot be part of a language model, which needs {mode}: {why}")
 
     def forward(self, tokens: Int[Tensor, "B T"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T V"]:
         """PARALLEL, for training. packed: cu_seqlens of documents in one (1 T) row."""

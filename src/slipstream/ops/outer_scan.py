@@ -59,7 +59,7 @@ def _segment(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, S: Tenso
     """One segment of chunks (N B H C .): everything at once but the state, which passes from chunk to chunk."""
     decay = decay_in_chunks(log_decay)
     ((scores,),) = decay.products([q], [k])
-    entering, S = _pass_on(decay, k, v, S)
+    entering, S = pass_on(decay, k, v, S)
     return scores @ v + decay.since_start(q) @ entering, S
 
 
@@ -67,11 +67,11 @@ def _segment_read_first(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | Non
     """The same, where a token reads what the one before it left: its row is computed there, and moved down by one."""
     decay = decay_in_chunks(log_decay)
     ((scores,),) = decay.products([F.pad(q[..., 1:, :], (0, 0, 0, 1))], [k])
-    entering, S = _pass_on(decay, k, v, S)
+    entering, S = pass_on(decay, k, v, S)
     return F.pad(scores[..., :-1, :], (0, 0, 1, 0)) @ v + decay.before_own(q) @ entering, S
 
 
-def _pass_on(decay: Decay, k: Tensor, v: Tensor, S: Tensor) -> tuple[Float[Tensor, "N B H K V"], Tensor]:
+def pass_on(decay: Decay, k: Tensor, v: Tensor, S: Tensor) -> tuple[Float[Tensor, "N B H K V"], Tensor]:
     """The states that enter each chunk, and the one that leaves the last."""
     entering = []
     for written, kept in zip((decay.until_end(k).mT @ v).unbind(0), decay.whole(v).unbind(0)):
