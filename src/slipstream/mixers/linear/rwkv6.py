@@ -87,7 +87,11 @@ class RWKV6(Mixer, name="rwkv6", family="linear"):
 
     def _project(self, x: Float[Tensor, "B T D"], previous: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
         """r, k, v, log decay by heads, and the output gate (B T D)."""
-        low = (blend(x, previous, self.time_maa_x) @ self.time_maa_w1).tanh().unflatten(-1, (len(SHIFT_POWERS), -1))
+        low = (
+            (blend(x, previous, self.get_parameter("time_maa_x")) @ self.time_maa_w1)
+            .tanh()
+            .unflatten(-1, (len(SHIFT_POWERS), -1))
+        )
         mus = (
             self.get_parameter(f"time_maa_{n}") + a @ up
             for n, a, up in zip(SHIFT_POWERS, low.unbind(-2), self.time_maa_w2)
