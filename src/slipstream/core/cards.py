@@ -125,6 +125,7 @@ def _card(
     keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
     facts = dict(fact for a in node.body if isinstance(a, ast.Assign) for fact in _constants(a))
     text = ast.get_source_segment(source, node) or ""
+    fields = _fields(node, tree, source)
     return Card(
         name=keywords["name"],
         family=keywords.get("family", ""),
@@ -143,8 +144,8 @@ def _card(
         decode_order=facts.get("decode_order", "1"),
         remembers=all(ast.unparse(base) not in ("PerToken", "Bidirectional") for base in node.bases),
         grows="grows=True" in text,
-        windowed="window" in text and "grows=True" not in text,
-        fields=_fields(node, tree, source),
+        windowed="window" in fields,
+        fields=fields,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slipstream.laws.subject import Law, Subject, expect, read_whole
+from slipstream.laws.subject import Law, Subject, expect, needs, read_whole
 
 
 def low_precision_stays_near(s: Subject) -> None:
@@ -34,4 +34,20 @@ def no_nan_at_extremes(s: Subject) -> None:
             expect(not bool(t.isnan().any()), f"slot {name} holds NaN at |x| = {size}")
 
 
-LAWS: list[Law] = [low_precision_stays_near, no_nan_at_extremes]
+@needs("prefill")
+def no_nan_in_a_long_sequence(s: Subject) -> None:
+    """No NaN in float32 over 16,384 tokens (1,024 where training is quadratic) with gates at both ends, forward and backward."""
+    tokens = 1024 if s.mixer.train_order == "T^2" else 16384
+    roomy = {"chunk_size": 64, "mini_batch": 64, "max_len": tokens}
+    mixer = s.build(**{n: v for n, v in roomy.items() if n in s.cls.Config.model_fields}).float()
+    draw = torch.Generator().manual_seed(1)
+    x = (50 * torch.randn(1, tokens, s.cls.tiny.d_model, generator=draw).sign()).requires_grad_()
+    y = mixer(x)
+    y.square().mean().backward()
+    expect(bool(y.isfinite().all()), "outputs are not finite")
+    expect(x.grad is not None and bool(x.grad.isfinite().all()), "the gradient of x is not finite")
+    for name, p in mixer.named_parameters():
+        expect(p.grad is not None and bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
+
+
+LAWS: list[Law] = [low_precision_stays_near, no_nan_at_extremes, no_nan_in_a_long_sequence]

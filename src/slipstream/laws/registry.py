@@ -27,12 +27,14 @@ def the_card_is_the_class(s: Subject) -> None:
 
 
 def the_card_is_complete(s: Subject) -> None:
-    """Title, equation, paper, use and every setting are explained."""
+    """Title, equation, paper, use, memory and every setting are explained."""
     c = card(s.cls.name)
     expect(bool(c.title and c.equation.strip()), "the module docstring needs a title line and an indented equation")
     expect(
         len(c.paper) > 20 and len(c.use_when) > 20 and bool(s.cls.oracle), "paper, use_when and oracle must be stated"
     )
+    if c.remembers:
+        expect(all((c.writes, c.erases, c.decays, c.reads)), "writes, erases, decays and reads must be stated")
     silent = [n for n, (_, _, comment) in c.fields.items() if not comment]
     expect(not silent, f"Config fields without a comment on their line: {silent}")
     names = {n.rpartition(".")[2] for n, _ in s.mixer.named_parameters()}
