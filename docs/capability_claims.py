@@ -85,9 +85,8 @@ SECTIONS = (
         GRAZZI,
         "The paper asks at the end of a string and learns for far longer; here every prefix is asked about, which "
         "is learned sooner.",
-        "to count, toggle or follow a ledger, take a non-linear recurrence (`lstm`, `gru`, `slstm`) or a delta rule "
-        "with "
-        "`negative_eigenvalues=true`. Attention and recurrences whose decay lies between 0 and 1 learn the lengths "
+        "to count, toggle or follow a ledger, take a non-linear recurrence (`lstm`, `gru`, `slstm`), or `mamba` or a "
+        "delta rule with `negative_eigenvalues=true`. Attention and recurrences whose decay lies between 0 and 1 learn the lengths "
         "they have "
         "seen, if those, and guess beyond; for the latter that is a theorem.",
         reported_as="paper, scaled",

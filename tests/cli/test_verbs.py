@@ -43,7 +43,7 @@ def test_check_proves_a_mixer_and_finds_a_broken_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["show", "mamba3"], "did you mean"),
+        (["show", "mambaa"], "did you mean"),
         (["list", "--family", "deltas"], "did you mean delta"),
         (["train", "--arch", "atention"], "did you mean attention"),
         (["train", "nowhere.txt"], "no file nowhere.txt"),

@@ -35,7 +35,7 @@ class MixtureOfMemories(Mixer, name="mixture_of_memories", family="linear"):
         "constant memory, large beside the work a token costs: unlike things are kept apart instead of overwritten"
     )
     train_order, decode_order = "T", "1"
-    writes, erases = "beta v k^T, to top_k memories", "beta of what is stored under k, in those"
+    writes, erases = "beta v k^T, to the memories chosen", "beta of what is stored under k, in those"
     decays, reads = "a number a head, from x, where routed", "sum_m r S^m q"
     symbols = {"M": "S transposed", "g": "r", "W_g": "router", "k": "top_k", "alpha": "exp(log_decay)"}
     oracle = "MomAttention's routing in numpy around naive_recurrent_gated_delta_rule of fla 0.6.0, slot_attention.npz"
