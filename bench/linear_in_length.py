@@ -20,12 +20,12 @@ from slipstream.core.cards import cards
 from slipstream.core.registry import mixer
 from slipstream.models.config import ModelConfig
 
-FAMILIES = ("linear", "delta", "ssm", "rnn")
 D_MODEL, BOUND_PER_DOUBLING = 256, 9 / 8  # 9 for the 8 times of 1024 to 8192
 
 
 def main() -> int:
-    linear = [c.name for c in cards().values() if c.family in FAMILIES and c.remembers and c.train_order == "T"]
+    mixers = [c for c in cards().values() if c.remembers and c.family != "feedforward"]
+    linear = [c.name for c in mixers if c.train_order == "T"]
     parser = options(__doc__, seconds=10, threads=1)
     parser.add_argument("--archs", default=",".join(linear), help="mixers")
     parser.add_argument("--short", type=int, default=1024, help="tokens of the short sequence")
