@@ -133,11 +133,12 @@ def files() -> dict[Path, str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    stale = [p for p, text in files().items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    wanted = files()
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
         sys.exit(f"out of date, run `make docs`: {', '.join(str(p.relative_to(ROOT)) for p in stale)}" if stale else 0)
     for path in stale:
-        write_text(path, files()[path])
+        write_text(path, wanted[path])
         print("wrote", path.relative_to(ROOT))
 
 

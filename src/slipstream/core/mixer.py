@@ -28,7 +28,7 @@ class Mixer(nn.Module, ABC):
     """Maps x (B T D) to y (B T D). See house rules in CONTRIBUTING.md: a new mixer is one file.
 
     Class attributes every mixer states: name and family (in the class line), paper, use_when, tiny, symbols, oracle,
-    train_order and decode_order ("1", "T", "T^2": how the cost of a whole sequence / of one token grows), limits; and how
+    train_order and decode_order (one of cost.ORDERS: how the cost of a whole sequence / of one token grows), limits; and how
     one token changes what is remembered: writes, erases, decays, reads, in the letters of the printed equation.
     """
 

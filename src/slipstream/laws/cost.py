@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from slipstream.core.cost import ORDERS
 from slipstream.core.mixer import Mode
 from slipstream.laws.subject import B, Law, Subject, expect, is_refused, read_whole
 
@@ -63,7 +64,7 @@ def cost_is_what_is_counted(s: Subject) -> None:
 
 def cost_grows_as_declared(s: Subject) -> None:
     """Cost grows with length as train_order and decode_order say."""
-    growth = {"1": 1.0, "log T": 22 / 21, "T": 2.0, "T log T": 44 / 21, "T^2": 4.0}
+    growth = dict(zip(ORDERS, (1.0, 22 / 21, 2.0, 44 / 21, 4.0), strict=True))
     orders: dict[Mode, str] = {"forward": s.mixer.train_order, "step": s.mixer.decode_order}
     for mode, order in orders.items():
         ratio = s.mixer.cost(2**22, 1, mode).flops / s.mixer.cost(2**21, 1, mode).flops
