@@ -6,17 +6,16 @@ python docs/capabilities.py --check    say which are out of date, and fail
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from capability_claims import SECTIONS, Claim, Section
 from extrapolation_figure import figure
+from pages import renew
 
 from slipstream.compare.results import Record, Results
 from slipstream.core.cards import card
-from slipstream.core.files import write_text
 from slipstream.core.quantities import bytes_in_words
 from slipstream.models.pattern import parse
 
@@ -150,15 +149,5 @@ def files() -> dict[Path, str]:
     return {DOCS / "capabilities.md": text} | ({DOCS / FIGURE: figure(drawn)} if drawn else {})
 
 
-def main() -> None:
-    made = files()
-    stale = [p for p, text in made.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
-    if "--check" in sys.argv:
-        sys.exit(f"out of date, run `python docs/capabilities.py`: {', '.join(p.name for p in stale)}" if stale else 0)
-    for path in stale:
-        write_text(path, made[path])
-        print("wrote", path.name)
-
-
 if __name__ == "__main__":
-    main()
+    renew(files(), "python docs/capabilities.py")

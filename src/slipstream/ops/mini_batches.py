@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from slipstream.ops.places import cut_out
 from slipstream.ops.valid import zero_padding
 
 
@@ -32,8 +33,7 @@ class MiniBatches:
         """Time cut at the borders."""
         x, slots = zero_padding(x, self.lengths), self.n * self.size
         if self.shift:
-            inside = (self._source >= 0) & (self._source < self.tokens)
-            x = _at(F.pad(x, (0, 0) * (x.ndim - 2) + (0, 1)), self._source.where(inside, self.tokens))
+            x = cut_out(x, -self.begin, slots)
         else:
             x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, slots - self.tokens))
         return x.unflatten(1, (self.n, self.size)).transpose(0, 1)
@@ -46,7 +46,7 @@ class MiniBatches:
         line = x.permute(1, 0, 3, 2, 4).flatten(1, 2)
         if not self.shift:
             return line[:, : self.tokens]
-        return _at(line, self.begin[:, None] + torch.arange(self.tokens, device=line.device))
+        return cut_out(line, self.begin, self.tokens)
 
     @cached_property
     def _source(self) -> Int[Tensor, "B S"]:
@@ -74,7 +74,3 @@ class MiniBatches:
         """The last filled slot of each mini-batch (0 where there is none)."""
         first = torch.arange(self.n, device=self.end.device)[:, None] * self.size
         return (self.end - 1 - first).clamp(0, self.size - 1)
-
-
-def _at(x: Float[Tensor, "B S *R"], index: Int[Tensor, "B I"]) -> Float[Tensor, "B I *R"]:
-    return torch.gather(x, 1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
