@@ -14,6 +14,7 @@ ROOMS = [
     "core",
     "ops",
     "layers",
+    "policies",
     "mixers",
     "laws",
     "models",

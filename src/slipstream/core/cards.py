@@ -143,7 +143,7 @@ def _card(
         train_order=facts.get("train_order", "T"),
         decode_order=facts.get("decode_order", "1"),
         remembers=all(ast.unparse(base) not in ("PerToken", "Bidirectional") for base in node.bases),
-        grows="grows=True" in text,
+        grows="grows=True" in text or "cache" in fields,
         windowed="window" in fields,
         fields=fields,
     )
@@ -170,21 +170,28 @@ def _docstring(text: str) -> tuple[str, str]:
 
 def _fields(node: ast.ClassDef, tree: ast.Module, source: str) -> dict[str, tuple[str, str, str]]:
     config = next((n for n in node.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
-    own = _annotated(config, source) if config else {}
-    for base in config.bases if config else []:
-        if isinstance(base, ast.Name):
-            own = _inherited(base.id, tree) | own
+    own = _with_inherited(config, tree, source) if config else {}
     return {"d_model": ("int", "", "width of the residual stream")} | own
 
 
-def _inherited(name: str, tree: ast.Module) -> dict[str, tuple[str, str, str]]:
+def _with_inherited(node: ast.ClassDef, tree: ast.Module, source: str) -> dict[str, tuple[str, str, str]]:
+    """Fields of a settings class, those of its bases first."""
+    fields: dict[str, tuple[str, str, str]] = {}
+    for base in node.bases:
+        fields |= _imported(base.id, tree) if isinstance(base, ast.Name) else {}
+    return fields | _annotated(node, source)
+
+
+def _imported(name: str, tree: ast.Module) -> dict[str, tuple[str, str, str]]:
     """Fields of a settings class that the file imports from a slipstream module."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
             spec = importlib.util.find_spec(node.module)
             source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-            classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
-            return {k: v for c in classes for k, v in _annotated(c, source).items() if k != "d_model"}
+            home = ast.parse(source)
+            classes = [n for n in home.body if isinstance(n, ast.ClassDef) and n.name == name]
+            fields = {k: v for c in classes for k, v in _with_inherited(c, home, source).items()}
+            return {k: v for k, v in fields.items() if k != "d_model"}
     return {}
 
 

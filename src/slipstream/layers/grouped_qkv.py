@@ -63,6 +63,10 @@ class GroupedQKV(nn.Module):
         line |= {n: conv.reference(line[n]) for n, conv in self._convs()}
         return self._by_heads(line, torch.arange(x.shape[1]).expand(x.shape[0], -1))
 
+    def turn(self, k: Float[Tensor, "B S G K"], by: Int[Tensor, "B S"]) -> Float[Tensor, "B S G K"]:
+        """Keys as they would be so many positions later."""
+        return rope(k, by, self.config.rope_base) if self.config.rope_base else k
+
     def _lines(self, x: Tensor) -> dict[str, Tensor]:
         return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
 

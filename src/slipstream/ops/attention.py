@@ -3,8 +3,8 @@ r"""Softmax attention over the past: all of it, or a window; grouped heads; any 
     o_t = sum_{s in G(t)} softmax_s(scale * q_t . k_s + key_bias_s) v_s        G(t) = {s <= t}   or   {t - W < s <= t}
 
 No T x T matrix is ever held: torch's scaled_dot_product_attention tiles it where the whole sequence is at hand, and where
-rows continue caches of their own lengths, or keys have a bias, the queries go block by block, each against the keys it
-can see. A bias of queries would change nothing: a softmax sees only differences along its row.
+rows continue caches of their own lengths, keys have a bias, or logits are capped or have sinks, the queries go block by
+block, each against the keys it can see. A bias of queries would change nothing: a softmax sees only differences along its row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slipstream.ops.recompute import recomputed
+from slipstream.ops.softmax import PLAIN, Softmax, read
 from slipstream.ops.valid import zero_padding
 
 BLOCK = 512  # queries that share one mask; bounds memory at BLOCK x keys
@@ -29,10 +30,10 @@ def attention(
     past: Int[Tensor, "B"] | None = None,
     causal: bool = True,
     lengths: Int[Tensor, "B"] | None = None,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
     key_bias: Float[Tensor, "B S H"] | None = None,
 ) -> Float[Tensor, "B T H V"]:
-    """Full attention; G key heads serve H query heads (G divides H). scale defaults to 1/sqrt(K).
+    """Full attention; G key heads serve H query heads (G divides H).
 
     past None: k and v are those of q's own tokens. Otherwise k and v are caches laid out by position, and q_t of row b stands
     at position past_b + t; what the cache holds beyond is not seen. lengths matter only to causal=False, which sees all.
@@ -40,8 +41,8 @@ def attention(
     count, and they are taken before it is narrowed.
     """
     if past is None:
-        if key_bias is None and (causal or lengths is None):
-            return _sdpa(q, k, v, None, causal, scale)
+        if key_bias is None and softmax.by_scale_alone and (causal or lengths is None):
+            return _whole(q, k, v, causal, softmax)
         past = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     if (
         not torch.compiler.is_compiling()
@@ -49,7 +50,7 @@ def attention(
         filled = int(past.max()) + q.shape[1] if len(past) else 0
         k, v = k[:, :filled], v[:, :filled]
     ends = past[:, None] + (_until(q, causal, lengths) + 1)
-    return _by_blocks(q, k, v, ends, scale, key_bias)
+    return _by_blocks(q, k, v, ends, softmax, key_bias)
 
 
 def _until(q: Tensor, causal: bool, lengths: Tensor | None) -> Int[Tensor, "B T"]:
@@ -62,21 +63,21 @@ def _until(q: Tensor, causal: bool, lengths: Tensor | None) -> Int[Tensor, "B T"
 
 
 def _by_blocks(
-    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None, key_bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], softmax: Softmax, key_bias: Tensor | None
 ) -> Tensor:
     """Each block of queries against the keys before the furthest end in it."""
     if q.shape[1] == 1:
-        return _block(q, k, v, ends, scale, key_bias)
+        return _block(q, k, v, ends, softmax, key_bias)
     outputs = []
     for i in range(0, q.shape[1], BLOCK):
         end = ends[:, i : i + BLOCK]
         seen = int(end.max()) if len(end) else 0
-        outputs.append(recomputed(_block, q[:, i : i + BLOCK], k[:, :seen], v[:, :seen], end, scale, key_bias))
+        outputs.append(recomputed(_block, q[:, i : i + BLOCK], k[:, :seen], v[:, :seen], end, softmax, key_bias))
     return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
 
 
 def _block(
-    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], scale: float | None, key_bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, ends: Int[Tensor, "B T"], softmax: Softmax, key_bias: Tensor | None
 ) -> Tensor:
     """Queries that see the keys before their ends. Biases are taken from that of the first query's own key."""
     mask = _before(ends, k.shape[1])
@@ -84,7 +85,7 @@ def _block(
         own = (ends[:, :1, None] - 1).expand(-1, -1, key_bias.shape[2])
         bias = (key_bias[:, : k.shape[1]] - key_bias.gather(1, own)).transpose(1, 2)[:, :, None]
         mask = torch.where(mask, bias.to(torch.promote_types(q.dtype, torch.float32)), -torch.inf)
-    return _sdpa(q, k, v, mask, False, scale)
+    return read(q, k, v, mask, softmax)
 
 
 def _before(ends: Int[Tensor, "B T"], keys: int) -> Bool[Tensor, "B 1 T S"]:
@@ -97,7 +98,7 @@ def window_attention(
     v: Float[Tensor, "B S G V"],
     past: Int[Tensor, "B"],
     window: int,
-    scale: float | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Float[Tensor, "B T H V"]:
     """Attention to the last `window` tokens, oneself included. k and v begin with the P = window - 1 tokens before q's first.
 
@@ -111,18 +112,18 @@ def window_attention(
         query = torch.arange(i, i + rows.shape[1], device=q.device)[:, None]
         mask = (key <= query) & (key > query - window) & (key >= -past[:, None, None])
         line = slice(i, i + rows.shape[1] + reach)
-        outputs.append(_sdpa(rows, k[:, line], v[:, line], mask[:, None], False, scale))
+        outputs.append(read(rows, k[:, line], v[:, line], mask[:, None], softmax))
     return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _whole(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax: Softmax) -> Tensor:
+    """Queries and keys of the same tokens, the mask left to torch."""
     if 0 in q.shape[:2]:
         return q.new_zeros(*q.shape[:3], v.shape[3])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(
-        1, 2
-    )
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax.scale, enable_gqa=grouped)
+    return o.transpose(1, 2)
 
 
 def write_cache(

@@ -1,0 +1,1 @@
+"""Prefill policies: which keys the tokens of a prompt read."""
