@@ -18,6 +18,7 @@ holds what W_0 has moved since the start, and so is fresh at zero though the sta
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from slipstream.ops.mini_batches import MiniBatches
 from slipstream.ops.recompute import recomputed
 
 SEGMENT = 16  # mini-batches computed between two states that are remembered for the gradient
+FAINT = 1e-12  # a weight that small reads as nothing
 Layers = tuple[Tensor, ...]  # one matrix a layer: (H I O) as parameters, (B H I O) in a state
 Terms = list[tuple[Tensor | None, Layers]]  # matrices to read, each with a factor per token (B H M 1)
 AveragedState = tuple[Layers, Layers]  # what W_0 has moved; the sum of lr g since
@@ -226,10 +228,15 @@ class _Momentum:
         now = [torch.addcmul((self.write[n] * x).mT @ d, self.carry[n], z) for x, d, z in zip(X, D, Z)]
         later = [torch.addcmul((self.put[n] * x).mT @ d, self.left[n], z) for x, d, z in zip(X, D, Z)]
         if self.plain[n]:
-            return tuple(torch.addcmul(m, self.keep[n], w) for m, w in zip(now, W)), ahead, tuple(later)
+            return _faded(torch.addcmul(m, self.keep[n], w) for m, w in zip(now, W)), ahead, _faded(later)
         now = [torch.addcmul(m, self.keep[n], w + a) for m, w, a in zip(now, W, ahead)]
         gone = [torch.where(self.some[n], m - w, a) for m, w, a in zip(now, W, ahead)]
         return _momentum_end(W, gone, [torch.where(self.some[n], m, z) for m, z in zip(later, Z)], self.full[n])
+
+
+def _faded(layers: Iterable[Tensor]) -> Layers:
+    """A memory that is almost forgotten is forgotten: products of its remains would be subnormal, and ten times as slow."""
+    return tuple(F.hardshrink(w, FAINT) for w in layers)
 
 
 def _momentum_end(W: Layers, ahead: list[Tensor], Z: list[Tensor], full: Tensor) -> MomentumState:

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""What cache and prefill policies cost in quality: one trained attention model, run under each of them.
+
+    python bench/cache_policies.py train --out MODEL
+    python bench/cache_policies.py measure MODEL
+
+The model reads prose with facts planted in it and learns both: to predict the text, and to find a fact again. It is then asked
+about facts that lie 4,000 tokens back, and to predict text it has never seen, under every policy. A record each goes to
+docs/policies/results.jsonl: recall, bits per byte, bytes held, keys read a token, and the time of the prompt as a ratio to the
+dense one in the same run; what stands there already is not measured again. `python docs/policies.py` renews docs/policies.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import slipstream as ss
+from slipstream.bench.facts import BYTES, Facts
+from slipstream.bench.probe_model import EMBEDDING_STD
+from slipstream.bench.task import Batch, Level
+from slipstream.compare.results import Record, Results
+from slipstream.core.errors import InputError
+from slipstream.data.texts import default_text
+from slipstream.models.language_model import LanguageModel
+from slipstream.models.policies import with_policies
+
+FOLDER = Path(__file__).parent.parent / "docs" / "policies"
+PATTERN = "attention(conv_size=4, rope_base=none)"  # without positions what is learned on 1,000 tokens carries to 4,000
+N_LAYERS, D_MODEL, STEPS, ROWS, LR = 4, 128, 1500, 4, 2e-3
+GAPS = (16, 64, 256, 960)  # of the rungs: tokens between the facts and the questions
+KNOWN = 0.95  # running accuracy for the next rung
+HELD_OUT = 0.1  # share of the text, at its end
+DISTANCE, QUESTIONED_ROWS, PIECE = 4000, 24, 512  # of the questions; tokens of a prompt read at once
+READ, PREDICTED = 4096, 512  # tokens of unseen text read, then predicted one by one
+CACHES = [
+    "full", "streaming_llm:128", "streaming_llm:512", "streaming_llm:2048", "h2o:128", "h2o:512", "h2o:2048",
+    "snapkv:128", "snapkv:512", "snapkv:2048", "quest:128", "quest:512", "quest:2048", "kv_int8", "kv_int4",
+]  # fmt: skip
+PREFILLS = ["dense", "sage", "minference", "xattention", "flexprefill"]
+
+
+def model_of(tokens: int, seed: int) -> LanguageModel:
+    model = ss.language_model(PATTERN, n_layers=N_LAYERS, d_model=D_MODEL, vocab_size=tokens, seed=seed)
+    torch.nn.init.normal_(model.embedding.weight, std=EMBEDDING_STD, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def texts() -> tuple[bytes, bytes]:
+    """What is learned from, and what is held out."""
+    text = default_text().encode()
+    cut = int(len(text) * (1 - HELD_OUT))
+    return text[:cut], text[cut:]
+
+
+def train(out: Path, steps: int, seed: int) -> None:
+    """Up the rungs of distance; the loss is that of every token and, once more, that of the answers."""
+    task = Facts(texts()[0])
+    model, draw = model_of(task.vocab_size, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.05)
+    rungs, grasp = [replace(task.ladder()[0], gap=8), *(replace(task.goal, gap=gap) for gap in GAPS)], 0.0
+    for _ in track(range(steps), "learning", console=Console(stderr=True)):
+        level = task.drawn(rungs[0], draw)
+        rows = max(ROWS, ROWS * GAPS[-1] // (6 * level.pairs + rungs[0].gap) // 2)
+        batch = task.batch(rows, level, draw)
+        logits = model(batch.tokens)
+        loss, right = losses(logits, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        grasp += 0.1 * (right - grasp)
+        if grasp > KNOWN and len(rungs) > 1:
+            rungs, grasp = rungs[1:], 0.0
+    model.save(out)
+    print(f"{len(rungs) - 1} rungs left, {grasp:.0%} right on the last; saved in {out}")
+
+
+def losses(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    text = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.tokens[:, 1:].flatten())
+    asked = logits.gather(1, batch.asked[..., None].expand(-1, -1, logits.shape[-1]))
+    right = (asked.argmax(-1) == batch.answers).float().mean().item()
+    return text + F.cross_entropy(asked.flatten(0, 1), batch.answers.flatten()), right
+
+
+@torch.no_grad()
+def measure(folder: Path, out: Path, budget: int) -> None:
+    """One record a policy, the dense prompt timed beside each."""
+    model, results = ss.load(folder).eval(), Results(out)
+    dense = with_policies(model, cache="full", prefill_policy="dense")
+    policies = [("full", p) for p in PREFILLS] + [(c, "dense") for c in CACHES[1:]]
+    with results.claimed():
+        there = {(r["cache"], r["prefill"]) for r in results.records()}
+        for cache, prefill in policies:
+            if (cache, prefill) in there:
+                continue
+            changed = with_policies(model, cache=cache, prefill_policy=prefill)
+            record = {"kind": "policy", "cache": cache, "prefill": prefill} | quality(changed, budget)
+            record["prompt_time"] = prompt_time(changed, dense)
+            results.add(record)
+            print(record, flush=True)
+
+
+def quality(model: LanguageModel, rows: int) -> Record:
+    task = Facts(texts()[1])
+    level = Level(pairs=task.goal.pairs, symbols=task.goal.symbols, gap=DISTANCE)
+    right, asked = 0, 0
+    draw = torch.Generator().manual_seed(7)
+    for _ in range(rows // ROWS):
+        batch = task.batch(ROWS, level, draw)
+        right += int((answered(model, batch) == batch.answers).sum())
+        asked += batch.answers.numel()
+    bits, state = predicted(model)
+    keys = statistics.mean(m.cache.keys_read(READ) for m in model.stack.mixers() if m.slots())
+    return {"recall": [right, asked], "bits_per_byte": bits, "bytes": state, "keys_read": keys, "tokens": READ}
+
+
+def answered(model: LanguageModel, batch: Batch) -> Tensor:
+    """The prompt in pieces up to the first question; then, token by token, what the model says to each question."""
+    first = int(batch.asked[0, 0])
+    state = read(model, batch.tokens[:, :first], batch.tokens.shape[1])
+    said = []
+    for t in range(first, batch.tokens.shape[1]):
+        logits, state = model.step(batch.tokens[:, t : t + 1], state)
+        said.append(logits[:, 0, batch.choices].argmax(-1))
+    return batch.choices[torch.stack(said, 1).gather(1, batch.asked - first)]
+
+
+def read(model: LanguageModel, tokens: Tensor, room: int) -> ss.core.state.State:
+    state = model.init_state(len(tokens), room)
+    for piece in tokens.split(PIECE, 1):
+        _, state = model.prefill(piece, state, logits=None)
+    return state
+
+
+def predicted(model: LanguageModel) -> tuple[float, int]:
+    """Bits per byte of unseen text behind a long prompt, and the bytes that the state then holds, of one row."""
+    text = torch.tensor(list(texts()[1]), dtype=torch.long)
+    starts = range(0, len(text) - READ - PREDICTED - 1, (len(text) - READ - PREDICTED - 1) // (ROWS - 1))
+    rows = torch.stack([text[s : s + READ + PREDICTED + 1] for s in list(starts)[:ROWS]])
+    state, nats = read(model, rows[:, :READ], READ + PREDICTED), 0.0
+    for t in range(READ, READ + PREDICTED):
+        logits, state = model.step(rows[:, t : t + 1], state)
+        nats += F.cross_entropy(logits[:, 0, :BYTES], rows[:, t + 1]).item()
+    return nats / PREDICTED / math.log(2), state.nbytes // ROWS
+
+
+def prompt_time(model: LanguageModel, dense: LanguageModel, repeats: int = 5) -> float:
+    """Time of a prompt of READ tokens over that of the dense one, medians of runs that take turns."""
+    tokens = torch.tensor(list(texts()[1][:READ]), dtype=torch.long)[None]
+    times: dict[str, list[float]] = {"this": [], "dense": []}
+    for _ in range(repeats):
+        for name, which in (("this", model), ("dense", dense)):
+            start = time.perf_counter()
+            which.prefill(tokens, which.init_state(1, READ), logits=None)
+            times[name].append(time.perf_counter() - start)
+    return statistics.median(times["this"]) / statistics.median(times["dense"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs: Any = parser.add_subparsers(dest="verb", required=True)
+    training, measuring = verbs.add_parser("train"), verbs.add_parser("measure")
+    training.add_argument("--out", type=Path, required=True, help="folder of the model")
+    training.add_argument("--steps", type=int, default=STEPS)
+    training.add_argument("--seed", type=int, default=0)
+    measuring.add_argument("model", type=Path)
+    measuring.add_argument("--out", type=Path, default=FOLDER, help="folder of results.jsonl (default: docs/policies)")
+    measuring.add_argument("--rows", type=int, default=QUESTIONED_ROWS, help="texts with planted facts")
+    chosen = parser.parse_args()
+    if chosen.verb == "train":
+        train(chosen.out, chosen.steps, chosen.seed)
+    else:
+        measure(chosen.model, chosen.out, chosen.rows)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as mistake:
+        sys.exit(str(mistake))
+    except KeyboardInterrupt:
+        sys.exit(130)
