@@ -33,7 +33,8 @@ from slipstream.bench.probe_model import EMBEDDING_STD
 from slipstream.bench.task import Batch, Level
 from slipstream.compare.results import Record, Results
 from slipstream.core.errors import InputError
-from slipstream.data.texts import default_text
+from slipstream.core.state import State
+from slipstream.data.source import HELD_OUT, read_text
 from slipstream.models.language_model import LanguageModel
 from slipstream.models.policies import with_policies
 
@@ -42,7 +43,6 @@ PATTERN = "attention(conv_size=4, rope_base=none)"  # without positions what is 
 N_LAYERS, D_MODEL, STEPS, ROWS, LR = 4, 128, 1500, 4, 2e-3
 GAPS = (16, 64, 256, 960)  # of the rungs: tokens between the facts and the questions
 KNOWN = 0.95  # running accuracy for the next rung
-HELD_OUT = 0.1  # share of the text, at its end
 DISTANCE, QUESTIONED_ROWS, PIECE = 4000, 24, 512  # of the questions; tokens of a prompt read at once
 READ, PREDICTED = 4096, 512  # tokens of unseen text read, then predicted one by one
 CACHES = [
@@ -60,7 +60,7 @@ def model_of(tokens: int, seed: int) -> LanguageModel:
 
 def texts() -> tuple[bytes, bytes]:
     """What is learned from, and what is held out."""
-    text = default_text().encode()
+    text = read_text().content
     cut = int(len(text) * (1 - HELD_OUT))
     return text[:cut], text[cut:]
 
@@ -98,18 +98,18 @@ def losses(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def measure(folder: Path, out: Path, budget: int) -> None:
+def measure(folder: Path, out: Path, rows: int) -> None:
     """One record a policy, the dense prompt timed beside each."""
     model, results = ss.load(folder).eval(), Results(out)
     dense = with_policies(model, cache="full", prefill_policy="dense")
     policies = [("full", p) for p in PREFILLS] + [(c, "dense") for c in CACHES[1:]]
     with results.claimed():
-        there = {(r["cache"], r["prefill"]) for r in results.records()}
         for cache, prefill in policies:
-            if (cache, prefill) in there:
+            name = f"cache={cache}, prefill_policy={prefill}"
+            if results.has("policy", name):
                 continue
             changed = with_policies(model, cache=cache, prefill_policy=prefill)
-            record = {"kind": "policy", "cache": cache, "prefill": prefill} | quality(changed, budget)
+            record = {"kind": "policy", "arch": name, "cache": cache, "prefill": prefill} | quality(changed, rows)
             record["prompt_time"] = prompt_time(changed, dense)
             results.add(record)
             print(record, flush=True)
@@ -140,7 +140,7 @@ def answered(model: LanguageModel, batch: Batch) -> Tensor:
     return batch.choices[torch.stack(said, 1).gather(1, batch.asked - first)]
 
 
-def read(model: LanguageModel, tokens: Tensor, room: int) -> ss.core.state.State:
+def read(model: LanguageModel, tokens: Tensor, room: int) -> State:
     state = model.init_state(len(tokens), room)
     for piece in tokens.split(PIECE, 1):
         _, state = model.prefill(piece, state, logits=None)

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.selective_scan import reference, selective_scan, selective_scan_flops, selective_step
 
 B, T, D, N = 3, 11, 5, 4
@@ -174,6 +175,6 @@ def test_nothing_overflows_at_large_inputs():
 
 
 def test_flops_are_those_torch_counts():
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         selective_scan(*draw())
     assert counter.get_total_flops() == selective_scan_flops(B * T, D, N)

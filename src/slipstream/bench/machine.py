@@ -92,7 +92,7 @@ def backends() -> list[dict[str, str]]:
 
 
 def _backend(op: str, device: str) -> dict[str, str]:
-    offered = [b.name for b in dispatch.BACKENDS.get(op, [])]
+    offered = [b.name for b in dispatch.offered(op)]
     reading, training = (dispatch.chosen(op, dispatch.Call(device, torch.float32, grad)) for grad in (False, True))
     if not offered:
         why = "no other form of it is there"

@@ -12,15 +12,22 @@ def add(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: bool = typer.Option(False, "--json", help="as JSON")) -> None:
+def doctor(
+    as_json: bool = typer.Option(False, "--json", help="as JSON"),
+    build: bool = typer.Option(False, "--build", help="only compile the C++ kernels, so that no first use has to wait"),
+) -> None:
     """What this machine has and what runs on it, measured in a few seconds.
 
     Examples:
 
       slipstream doctor
 
+      slipstream doctor --build
+
       slipstream doctor --json
     """
+    if build:
+        raise typer.Exit(0 if _build(as_json) else 1)
     from slipstream.bench.machine import describe, overloaded
 
     machine, warning = describe(), overloaded()
@@ -28,6 +35,26 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="as JSON")) -> Non
         typer.echo(json.dumps(machine | {"warning": warning}, indent=2))
     else:
         _print(machine, warning)
+
+
+def _build(as_json: bool) -> bool:
+    """Compile every kernel that is not there yet; whether all are there."""
+    import time
+
+    from slipstream.ops.backends.cpp.library import build, kernels
+
+    rows = []
+    for name in kernels():
+        start = time.perf_counter()
+        built = build(name)
+        seconds = round(time.perf_counter() - start, 1)
+        rows.append({"kernel": name, "path": str(built.path or ""), "problem": built.problem, "seconds": seconds})
+        if not as_json:
+            state = f"compiled in {seconds:g} s" if built.fresh else built.problem or "there already"
+            typer.echo(f"{name:<20} {state}{f': {built.path}' if built.path else ''}")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    return all(row["path"] for row in rows)
 
 
 def _print(machine: dict[str, Any], warning: str) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slipstream.core.cost import ORDERS
 from slipstream.core.mixer import Mode
 from slipstream.laws.subject import B, Law, Subject, expect, is_refused, read_whole
+from slipstream.ops.dispatch import torch_forms
 
 N = 64
 TRANSFORM = 2.5  # flops of a real Fourier transform of n numbers, over n log2 n
@@ -37,7 +38,7 @@ COUNTED = {
 
 
 def _counted(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter, torch.no_grad(), torch_forms():
         run()
     return counter.get_total_flops()
 

@@ -7,8 +7,11 @@ Also where packed documents (cu_seqlens) become rows of their own, once for all 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +32,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Backend:
-    """A faster form of one op: same arguments, same results. accepts decides by the call alone."""
+    """A faster form of one op: same arguments, same results. accepts decides by the call alone; ready is asked once it has
+    accepted, makes the form ready, and is false, after saying why, on a machine that cannot."""
 
     name: str
     accepts: Callable[[Call], bool]
     run: Callable[..., Any]
+    ready: Callable[[], bool] = lambda: True
 
 
+BACKEND_HOMES = ("slipstream.ops.backends.cpp",)
 BACKENDS: dict[str, list[Backend]] = {}
 OPS: set[str] = set()  # every public op whose file has been imported
+_torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
 
 
 def register(op: str, backend: Backend) -> None:
@@ -47,7 +54,30 @@ def register(op: str, backend: Backend) -> None:
 
 def chosen(op: str, call: Call) -> str:
     """Name of the form that would run: a backend's, or "torch"."""
-    return next((b.name for b in BACKENDS.get(op, []) if b.accepts(call)), "torch")
+    return next((b.name for b in offered(op) if b.accepts(call) and b.ready()), "torch")
+
+
+def offered(op: str) -> list[Backend]:
+    """The op's backends: the files of its name below ops/backends, and what else was registered."""
+    _import_backends(op)
+    return BACKENDS.get(op, [])
+
+
+@functools.cache
+def _import_backends(op: str) -> None:
+    for home in BACKEND_HOMES:
+        if importlib.util.find_spec(f"{home}.{op}"):
+            importlib.import_module(f"{home}.{op}")
+
+
+@contextmanager
+def torch_forms() -> Iterator[None]:
+    """Within it every op runs its torch form: what a backend is compared with, and what counts flops by matrix products."""
+    token = _torch_alone.set(True)
+    try:
+        yield
+    finally:
+        _torch_alone.reset(token)
 
 
 def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,13 +104,13 @@ def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    if not BACKENDS.get(op):
+    if torch.compiler.is_compiling() or _torch_alone.get() or not offered(op):  # a compiler cannot see into a kernel
         return torch_form(*args, **kwargs)
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     call = Call(
         tensors[0].device.type, tensors[0].dtype, torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     )
-    backend = next((b for b in BACKENDS[op] if b.accepts(call)), None)
+    backend = next((b for b in offered(op) if b.accepts(call) and b.ready()), None)
     return (backend.run if backend else torch_form)(*args, **kwargs)
 
 

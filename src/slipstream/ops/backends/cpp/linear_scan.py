@@ -1,0 +1,57 @@
+"""The linear recurrence of a vector state by C++: each number is read once, forwards and backwards."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from slipstream.ops.backends.cpp.calls import SUFFIX, address, function, suffix
+from slipstream.ops.backends.cpp.library import library
+from slipstream.ops.dispatch import Backend, Call, register
+
+
+def run(decay: Tensor, b: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(decay.dtype, b.dtype)
+    start = b.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
+    wide = torch.promote_types(kind, start.dtype)
+    if b.shape[1] == 0:
+        return b.to(kind), start.to(wide)
+    lines = (v.to(wide).resolve_conj().contiguous() for v in (decay, b, start))
+    h = _LinearScan.apply(*lines, lengths)
+    return h.to(kind), h[:, -1].clone()  # a copy: a view would keep all of h alive as long as the state
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, b: Tensor, start: Tensor, lengths: Tensor | None) -> Tensor:
+        h = torch.empty_like(b)
+        _call("forward", (decay, b, start, lengths, h))
+        ctx.save_for_backward(decay, h, start, lengths)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        decay, h, start, lengths = ctx.saved_tensors
+        g_decay, g_b, g_start = torch.empty_like(h), torch.empty_like(h), torch.empty_like(start)
+        _call("backward", (decay, h, start, lengths, grad.resolve_conj().contiguous(), g_decay, g_b, g_start))
+        return g_decay, g_b, g_start, None
+
+
+def _call(name: str, tensors: tuple[Tensor | None, ...]) -> None:
+    """The kernel's function on tensors of which the first is (B T *R)."""
+    first = tensors[0]
+    assert first is not None
+    sizes = (*first.shape[:2], first[0, 0].numel() if first.shape[0] else 0)
+    function("linear_scan", f"{name}_{suffix(first)}")(*map(address, tensors), *map(ctypes.c_int64, sizes))
+
+
+def accepts(call: Call) -> bool:
+    return call.device == "cpu" and call.dtype in SUFFIX
+
+
+register("linear_scan", Backend("cpp", accepts, run, lambda: library("linear_scan") is not None))

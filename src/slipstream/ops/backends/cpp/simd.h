@@ -1,0 +1,85 @@
+// Vectors of the width the CPU has, by the compiler's own vector types: what the kernels are written in.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512F__
+constexpr int VECTOR_BYTES = 64;
+#else
+constexpr int VECTOR_BYTES = 32;
+#endif
+
+template <class R> struct Integer;
+template <> struct Integer<float> { using type = int32_t; };
+template <> struct Integer<double> { using type = int64_t; };
+
+template <class R> struct Simd {
+    static constexpr int lanes = VECTOR_BYTES / sizeof(R);
+    typedef R vec __attribute__((vector_size(VECTOR_BYTES)));
+    typedef typename Integer<R>::type ivec __attribute__((vector_size(VECTOR_BYTES)));
+
+    // The first n lanes from memory, zero in the rest.
+    static inline vec load(const R* p, int n) {
+        vec v = {};
+        if (n >= lanes) std::memcpy(&v, p, sizeof(v));
+        else if (n > 0) std::memcpy(&v, p, n * sizeof(R));
+        return v;
+    }
+
+    static inline void store(R* p, vec v, int n) {
+        if (n >= lanes) std::memcpy(p, &v, sizeof(v));
+        else if (n > 0) std::memcpy(p, &v, n * sizeof(R));
+    }
+
+    static inline R sum(vec v) {
+        R total = 0;
+        for (int i = 0; i < lanes; i++) total += v[i];
+        return total;
+    }
+
+    static inline vec select(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
+
+    static inline vec splat(R x) { return x - vec{}; }
+
+    // e^x to within two units in the last place. NaN stays NaN; what underflows is 0, what overflows is inf.
+    static inline vec exp(vec x);
+};
+
+template <> inline Simd<float>::vec Simd<float>::exp(vec x) {
+    const float low = -87.33f, high = 88.37f, shift = 12582912.f;  // adding 1.5 * 2^23 rounds to a whole number
+    const ivec small = x < low, large = x > high;
+    x = select(small, splat(low), select(large, splat(high), x));
+    const vec shifted = x * 1.44269504f + shift, n = shifted - shift;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.f;
+    const vec power = (vec)(((ivec)shifted << 23) + 0x3f800000);
+    return select(small, vec{}, select(large, splat(INFINITY), p * power));
+}
+
+template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
+    const double low = -708.0, high = 709.0, shift = 6755399441055744.0;  // 1.5 * 2^52
+    const ivec small = x < low, large = x > high;
+    x = select(small, splat(low), select(large, splat(high), x));
+    const vec shifted = x * 1.4426950408889634 + shift, n = shifted - shift;
+    const vec r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+    vec p = r * (1. / 6227020800.) + 1. / 479001600.;
+    p = p * r + 1. / 39916800.;
+    p = p * r + 1. / 3628800.;
+    p = p * r + 1. / 362880.;
+    p = p * r + 1. / 40320.;
+    p = p * r + 1. / 5040.;
+    p = p * r + 1. / 720.;
+    p = p * r + 1. / 120.;
+    p = p * r + 1. / 24.;
+    p = p * r + 1. / 6.;
+    p = p * r + 0.5;
+    p = p * (r * r) + r + 1.;
+    const vec power = (vec)(((ivec)shifted << 52) + (1023ll << 52));
+    return select(small, vec{}, select(large, splat(INFINITY), p * power));
+}

@@ -1,0 +1,25 @@
+"""The tests of an op that has a C++ kernel run twice: on its torch form, and on the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from slipstream.ops.backends.cpp.library import kernels
+from slipstream.ops.dispatch import torch_forms
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition("test_")[2] in kernels():
+        metafunc.fixturenames.append("form")
+        metafunc.parametrize("form", ["torch", "cpp"], indirect=True)
+
+
+@pytest.fixture
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "cpp":
+        yield
+    else:
+        with torch_forms():
+            yield

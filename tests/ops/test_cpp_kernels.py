@@ -1,0 +1,147 @@
+"""Every C++ kernel against the torch form of its op: outputs, final states, all gradients, ragged and packed rows."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from slipstream.ops.backends.cpp.library import build, kernels
+from slipstream.ops.dispatch import BACKENDS, Call, chosen, torch_forms
+
+B, T, D, N = 3, 37, 21, 5  # no chunk, strip or vector divides them
+TOLERANCE = {torch.float64: 1e-10, torch.complex128: 1e-10, torch.float32: 2e-5, torch.complex64: 2e-5}
+Arguments = dict[str, Any]
+
+
+def selective(dtype: torch.dtype, draw: torch.Generator, **more: Any) -> Arguments:
+    """dt from 0 to 2, so that some decays are nearly 0 and some nearly 1."""
+    normal = {"x": (B, T, D), "B": (B, T, N), "C": (B, T, N), "state": (B, D, N)}
+    lines = {n: torch.randn(*dims, dtype=dtype, generator=draw) for n, dims in normal.items()}
+    dt, A = (torch.rand(*dims, dtype=dtype, generator=draw) for dims in ((B, T, D), (D, N)))
+    return lines | {"dt": 2 * dt**3, "A": -8 * A} | more
+
+
+def implicit(dtype: torch.dtype, draw: torch.Generator) -> Arguments:
+    """Longhorn's: dt B^2 stays below 1."""
+    lines = selective(dtype, draw)
+    return lines | {"A": None, "B": lines["B"].clamp(-1, 1), "dt": lines["dt"].clamp(max=0.9)}
+
+
+def linear(dtype: torch.dtype, draw: torch.Generator) -> Arguments:
+    dims = {"decay": (B, T, 7, 11), "b": (B, T, 7, 11), "state": (B, 7, 11)}
+    lines = {n: torch.randn(*d, dtype=dtype, generator=draw) for n, d in dims.items()}
+    return lines | {"decay": 0.6 * lines["decay"]}
+
+
+CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] = {
+    "selective_scan": ("selective_scan", selective, (torch.float64, torch.float32)),
+    "signed": ("selective_scan", lambda *a: selective(*a, signed=True), (torch.float64, torch.float32)),
+    "implicit": ("selective_scan", implicit, (torch.float64, torch.float32)),
+    "linear_scan": ("linear_scan", linear, tuple(TOLERANCE)),
+}
+RUNS = [(name, dtype) for name, (_, _, dtypes) in CASES.items() for dtype in dtypes]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    missing = {name: built.problem for name in kernels() if (built := build(name)).path is None}
+    if missing:
+        pytest.fail(f"no kernel to test: {missing}")
+
+
+def op(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"slipstream.ops.{name}"), name)
+
+
+def arguments(case: str, dtype: torch.dtype) -> Arguments:
+    made = CASES[case][1](dtype, torch.Generator().manual_seed(0))
+    return {n: v.requires_grad_() if isinstance(v, Tensor) else v for n, v in made.items()}
+
+
+def outcome(case: str, given: Arguments, lengths: Tensor | None = None) -> list[Tensor]:
+    """Outputs, final state, and the gradient of every argument of a function that weighs all of them."""
+    y, final = op(CASES[case][0])(**given, lengths=lengths)
+    if lengths is not None:
+        real = (torch.arange(T) < lengths[:, None]).reshape(B, T, *[1] * (y.ndim - 2))
+        y = torch.where(real, y, 0)
+    weights = torch.sin(torch.arange(y.numel())).view_as(y)
+    loss = (y * weights).abs().square().sum() + final.abs().square().sum()
+    return [y, final, *torch.autograd.grad(loss, [v for v in given.values() if isinstance(v, Tensor)])]
+
+
+def agree(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+def test_kernel_is_the_torch_form(case: str, dtype: torch.dtype):
+    given = arguments(case, dtype)
+    assert chosen(CASES[case][0], Call("cpu", dtype, True)) == "cpp"
+    with torch_forms():
+        want = outcome(case, given)
+    agree(outcome(case, given), want, dtype)
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+def test_ragged_rows_end_where_they_end_whatever_the_padding_holds(case: str, dtype: torch.dtype):
+    given, lengths = arguments(case, dtype), torch.tensor([T, 0, 20])
+    with torch_forms():
+        want = outcome(case, given, lengths)
+    agree(outcome(case, given, lengths), want, dtype)
+    padding = torch.arange(T) >= lengths[:, None]
+    spoilt = {
+        n: v.detach().masked_fill(padding.reshape(B, T, *[1] * (v.ndim - 2)), math.nan)
+        if isinstance(v, Tensor) and v.shape[:2] == (B, T)
+        else v
+        for n, v in given.items()
+    }
+    _, final = op(CASES[case][0])(**spoilt, lengths=lengths)
+    assert final.isfinite().all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_cut_and_no_tokens(case: str):
+    given = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments(case, torch.float64).items()}
+    whole, last = op(CASES[case][0])(**given)
+    state, ys = given.pop("state"), []
+    for start, end in ((0, 1), (1, 1), (1, 20), (20, T)):
+        piece = {n: v[:, start:end] if isinstance(v, Tensor) and v.shape[:2] == (B, T) else v for n, v in given.items()}
+        y, state = op(CASES[case][0])(**piece, state=state)
+        ys.append(y)
+    torch.testing.assert_close(torch.cat(ys, 1), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, last, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_documents(case: str):
+    given = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments(case, torch.float64).items()}
+    bounds = torch.tensor([0, 10, 11, T])
+    lines = {n: v[:1] if isinstance(v, Tensor) and v.shape[:2] == (B, T) else v for n, v in given.items()}
+    got = op(CASES[case][0])(**lines, cu_seqlens=bounds)
+    with torch_forms():
+        want = op(CASES[case][0])(**lines, cu_seqlens=bounds)
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_nan_and_an_infinity_stay_what_they_are():
+    given = {
+        n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments("selective_scan", torch.float32).items()
+    }
+    given["x"][0, 5, 3], given["x"][1, 5, 4] = math.nan, math.inf
+    y, _ = op("selective_scan")(**given)
+    assert y[0, 5:, 3].isnan().all() and y[0, :, :3].isfinite().all() and not y[1, 5, 4].isfinite()
+
+
+def test_every_kernel_is_a_backend_that_was_tested():
+    for name in kernels():
+        assert any(b.name == "cpp" for b in BACKENDS[name])
+    assert {case[0] for case in CASES.values()} == set(kernels())
