@@ -12,13 +12,12 @@ from slipstream.ops.dispatch import torch_forms
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__.rpartition("test_")[2] in kernels():
-        metafunc.fixturenames.append("form")
-        metafunc.parametrize("form", ["torch", "cpp"], indirect=True)
+        metafunc.parametrize("run_by", ["torch", "cpp"], indirect=True)
 
 
-@pytest.fixture
-def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "cpp":
+@pytest.fixture(autouse=True)
+def run_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    if getattr(request, "param", "cpp") == "cpp":
         yield
     else:
         with torch_forms():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import SUFFIX, address, function, suffix
-from slipstream.ops.backends.cpp.library import library
+from slipstream.ops.backends.cpp.calls import SUFFIX, available, call
 from slipstream.ops.dispatch import Backend, Call, register
 
 
@@ -29,7 +28,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor, b: Tensor, start: Tensor, lengths: Tensor | None) -> Tensor:
         h = torch.empty_like(b)
-        _call("forward", (decay, b, start, lengths, h))
+        call("linear_scan", "forward", b.dtype, (decay, b, start, lengths, h), *_sizes(b))
         ctx.save_for_backward(decay, h, start, lengths)
         return h
 
@@ -38,20 +37,19 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         decay, h, start, lengths = ctx.saved_tensors
         g_decay, g_b, g_start = torch.empty_like(h), torch.empty_like(h), torch.empty_like(start)
-        _call("backward", (decay, h, start, lengths, grad.resolve_conj().contiguous(), g_decay, g_b, g_start))
+        grad = grad.resolve_conj().contiguous()
+        tensors = (decay, h, start, lengths, grad, g_decay, g_b, g_start)
+        call("linear_scan", "backward", h.dtype, tensors, *_sizes(h))
         return g_decay, g_b, g_start, None
 
 
-def _call(name: str, tensors: tuple[Tensor | None, ...]) -> None:
-    """The kernel's function on tensors of which the first is (B T *R)."""
-    first = tensors[0]
-    assert first is not None
-    sizes = (*first.shape[:2], first[0, 0].numel() if first.shape[0] else 0)
-    function("linear_scan", f"{name}_{suffix(first)}")(*map(address, tensors), *map(ctypes.c_int64, sizes))
+def _sizes(line: Tensor) -> tuple[int, int, int]:
+    """Rows, tokens, channels of (B T *R)."""
+    return line.shape[0], line.shape[1], math.prod(line.shape[2:])
 
 
 def accepts(call: Call) -> bool:
     return call.device == "cpu" and call.dtype in SUFFIX
 
 
-register("linear_scan", Backend("cpp", accepts, run, lambda: library("linear_scan") is not None))
+register("linear_scan", Backend("cpp", accepts, run, lambda: available("linear_scan")))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import address, function, suffix
-from slipstream.ops.backends.cpp.library import library
+from slipstream.ops.backends.cpp.calls import available, call
 from slipstream.ops.dispatch import Backend, Call, register
 
 CHUNK = 16  # as in selective_scan.cpp
@@ -55,9 +53,8 @@ class _SelectiveScan(torch.autograd.Function):
         y, final = torch.empty_like(x), torch.empty_like(start)
         keep = any(ctx.needs_input_grad)
         bounds = x.new_empty(batch, -(-T // CHUNK), N, D) if keep else None
-        sizes = (ctypes.c_int64(n) for n in (batch, T, D, N, kind))
-        tensors = (address(v) for v in (x, dt, A, B, C, start, lengths, y, final, bounds))
-        function("selective_scan", f"forward_{suffix(x)}")(*tensors, *sizes)
+        tensors = (x, dt, A, B, C, start, lengths, y, final, bounds)
+        call("selective_scan", "forward", x.dtype, tensors, batch, T, D, N, kind)
         if keep:
             ctx.save_for_backward(x, dt, B, C, A, lengths, bounds)
             ctx.kind = kind
@@ -71,10 +68,9 @@ class _SelectiveScan(torch.autograd.Function):
         gx, gdt, g_start = torch.empty_like(x), torch.empty_like(x), x.new_empty(batch, N, D)
         gA = None if A is None else x.new_empty(batch, N, D)
         gB, gC = x.new_zeros(parts, batch, T, N), x.new_zeros(parts, batch, T, N)
-        sizes = (ctypes.c_int64(n) for n in (batch, T, D, N, ctx.kind, parts))
         gy, g_final = gy.contiguous(), g_final.contiguous()
-        tensors = (address(v) for v in (x, dt, A, B, C, lengths, bounds, gy, g_final, gx, gdt, gA, gB, gC, g_start))
-        function("selective_scan", f"backward_{suffix(x)}")(*tensors, *sizes)
+        tensors = (x, dt, A, B, C, lengths, bounds, gy, g_final, gx, gdt, gA, gB, gC, g_start)
+        call("selective_scan", "backward", x.dtype, tensors, batch, T, D, N, ctx.kind, parts)
         return gx, gdt, gB.sum(0), gC.sum(0), None if gA is None else gA.sum(0), g_start, None, None
 
 
@@ -82,4 +78,4 @@ def accepts(call: Call) -> bool:
     return call.device == "cpu" and call.dtype in (torch.float32, torch.float64)
 
 
-register("selective_scan", Backend("cpp", accepts, run, lambda: library("selective_scan") is not None))
+register("selective_scan", Backend("cpp", accepts, run, lambda: available("selective_scan")))

@@ -1,0 +1,67 @@
+"""The short depthwise convolution by C++: every input is read once, where torch's form passes over them once a tap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from slipstream.ops.backends.cpp.calls import available, call
+from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.valid import last_tokens, zero_padding
+
+BLOCK = 128  # as in causal_conv.cpp
+
+
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    past = weight.shape[1] - 1
+    state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
+    kept = _kept(x, state, past, lengths)
+    if 0 in x.shape:
+        return x, kept
+    taps = (weight.to(x.dtype).mT.contiguous(), None if bias is None else bias.to(x.dtype).contiguous())
+    return _CausalConv.apply(x.contiguous(), *taps, state.contiguous(), lengths), kept
+
+
+def _kept(x: Tensor, state: Tensor, past: int, lengths: Tensor | None) -> Tensor:
+    """The inputs before each row's end."""
+    if lengths is not None:
+        return last_tokens(torch.cat([state, zero_padding(x, lengths)], 1), past, lengths)
+    tail = x[:, max(0, x.shape[1] - past) :]
+    return torch.cat([state[:, tail.shape[1] :], tail], 1)
+
+
+class _CausalConv(torch.autograd.Function):
+    """weight (W D), as the kernel has it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        y = torch.empty_like(x)
+        call("causal_conv", "forward", x.dtype, (x, weight, bias, state, lengths, y), *x.shape, weight.shape[0])
+        ctx.save_for_backward(x, weight, state, lengths)
+        ctx.has_bias = bias is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, state, lengths = ctx.saved_tensors
+        pieces = (x.shape[0], -(-x.shape[1] // BLOCK))
+        gx, g_state = torch.empty_like(x), torch.empty_like(state)
+        g_weight, g_bias = x.new_zeros(*pieces, *weight.shape), x.new_zeros(*pieces, x.shape[2])
+        tensors = (x, weight, state, lengths, gy.contiguous(), gx, g_weight, g_bias, g_state)
+        call("causal_conv", "backward", x.dtype, tensors, *x.shape, weight.shape[0])
+        return gx, g_weight.sum((0, 1)), g_bias.sum((0, 1)) if ctx.has_bias else None, g_state, None
+
+
+def accepts(call: Call) -> bool:
+    return call.device == "cpu" and call.dtype in (torch.float32, torch.float64)
+
+
+register("causal_conv", Backend("cpp", accepts, run, lambda: available("causal_conv")))
