@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.ops.backends.cpp.library import build, kernels
-from slipstream.ops.dispatch import BACKENDS, Call, chosen, torch_forms
+from slipstream.ops.dispatch import Call, chosen, offered, torch_forms
 
 B, T, D, N = 3, 137, 21, 5  # no chunk, strip or vector divides them
 TOLERANCE = {torch.float64: 1e-10, torch.complex128: 1e-10, torch.float32: 2e-5, torch.complex64: 2e-5}
@@ -44,6 +45,16 @@ def conv(dtype: torch.dtype, draw: torch.Generator, taps: int, bias: bool) -> Ar
     return {n: torch.randn(*d, dtype=dtype, generator=draw) for n, d in dims.items()}
 
 
+def slstm(dtype: torch.dtype, draw: torch.Generator) -> Arguments:
+    """Gates large enough that the past wins in some places and the token in others."""
+    gates, U = (
+        3 * torch.randn(B, T, 4, 3, N, dtype=dtype, generator=draw),
+        torch.randn(4, 3, N, N, dtype=dtype, generator=draw),
+    )
+    h, c, n, m = (torch.randn(B, 3, N, dtype=dtype, generator=draw) for _ in range(4))
+    return {"gates": gates, "U": 0.3 * U, "state": (h, c, 1 + n.abs(), m)}
+
+
 CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] = {
     "selective_scan": ("selective_scan", selective, (torch.float64, torch.float32)),
     "signed": ("selective_scan", lambda *a: selective(*a, signed=True), (torch.float64, torch.float32)),
@@ -51,6 +62,7 @@ CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] 
     "conv of 4": ("causal_conv", lambda *a: conv(*a, 4, True), (torch.float64, torch.float32)),
     "conv of 3": ("causal_conv", lambda *a: conv(*a, 3, False), (torch.float64, torch.float32)),
     "conv of 1": ("causal_conv", lambda *a: conv(*a, 1, False), (torch.float64,)),
+    "slstm_scan": ("slstm_scan", slstm, (torch.float64, torch.float32)),
     "linear_scan": ("linear_scan", linear, tuple(TOLERANCE)),
 }
 RUNS = [(name, dtype) for name, (_, _, dtypes) in CASES.items() for dtype in dtypes]
@@ -69,7 +81,16 @@ def op(name: str) -> Callable[..., Any]:
 
 def arguments(case: str, dtype: torch.dtype) -> Arguments:
     made = CASES[case][1](dtype, torch.Generator().manual_seed(0))
-    return {n: v.requires_grad_() if isinstance(v, Tensor) else v for n, v in made.items()}
+    return tree_map(lambda v: v.requires_grad_() if isinstance(v, Tensor) else v, made)
+
+
+def plain(case: str, dtype: torch.dtype = torch.float64) -> Arguments:
+    """The same without gradients."""
+    return tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, arguments(case, dtype))
+
+
+def tensors(of: Any) -> list[Tensor]:
+    return [v for v in tree_leaves(of) if isinstance(v, Tensor)]
 
 
 def outcome(case: str, given: Arguments, lengths: Tensor | None = None) -> list[Tensor]:
@@ -79,8 +100,8 @@ def outcome(case: str, given: Arguments, lengths: Tensor | None = None) -> list[
         real = (torch.arange(T) < lengths[:, None]).reshape(B, T, *[1] * (y.ndim - 2))
         y = torch.where(real, y, 0)
     weights = torch.sin(torch.arange(y.numel())).view_as(y)
-    loss = (y * weights).abs().square().sum() + final.abs().square().sum()
-    return [y, final, *torch.autograd.grad(loss, [v for v in given.values() if isinstance(v, Tensor)])]
+    loss = (y * weights).abs().square().sum() + sum(s.abs().square().sum() for s in tensors(final))
+    return [y, *tensors(final), *torch.autograd.grad(loss, tensors(given))]
 
 
 def agree(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
@@ -113,12 +134,12 @@ def test_ragged_rows_end_where_they_end_whatever_the_padding_holds(case: str, dt
         for n, v in given.items()
     }
     _, final = op(CASES[case][0])(**spoilt, lengths=lengths)
-    assert final.isfinite().all()
+    assert all(s.isfinite().all() for s in tensors(final))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_cut_and_no_tokens(case: str):
-    given = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments(case, torch.float64).items()}
+    given = plain(case)
     whole, last = op(CASES[case][0])(**given)
     state, ys = given.pop("state"), []
     for start, end in ((0, 1), (1, 1), (1, 2), (2, 20), (20, T)):
@@ -131,20 +152,18 @@ def test_any_cut_and_no_tokens(case: str):
 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_documents(case: str):
-    given = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments(case, torch.float64).items()}
+    given = plain(case)
     bounds = torch.tensor([0, 10, 11, T])
     lines = {n: v[:1] if isinstance(v, Tensor) and v.shape[:2] == (B, T) else v for n, v in given.items()}
     got = op(CASES[case][0])(**lines, cu_seqlens=bounds)
     with torch_forms():
         want = op(CASES[case][0])(**lines, cu_seqlens=bounds)
-    for a, b in zip(got, want):
+    for a, b in zip(tensors(got), tensors(want), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_a_nan_and_an_infinity_stay_what_they_are():
-    given = {
-        n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments("selective_scan", torch.float32).items()
-    }
+    given = plain("selective_scan", torch.float32)
     given["x"][0, 5, 3], given["x"][1, 5, 4] = math.nan, math.inf
     y, _ = op("selective_scan")(**given)
     assert y[0, 5:, 3].isnan().all() and y[0, :, :3].isfinite().all() and not y[1, 5, 4].isfinite()
@@ -152,5 +171,5 @@ def test_a_nan_and_an_infinity_stay_what_they_are():
 
 def test_every_kernel_is_a_backend_that_was_tested():
     for name in kernels():
-        assert any(b.name == "cpp" for b in BACKENDS[name])
+        assert any(b.name == "cpp" for b in offered(name))
     assert {case[0] for case in CASES.values()} == set(kernels())

@@ -13,6 +13,8 @@ No second derivatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -35,12 +37,19 @@ def slstm_scan(
     lengths: Int[Tensor, "B"] | None = None,
 ) -> tuple[Float[Tensor, "B T H K"], SLSTMState]:
     """All h in the gates' dtype, and the last (h, c, n, m), float32 at least. Gates in the order i f z o."""
+    return over_lines(_SLSTMScan.apply, gates, U, state, lengths)
+
+
+def over_lines(
+    scan: Callable[..., tuple[Tensor, ...]], gates: Tensor, U: Tensor, state: SLSTMState, lengths: Tensor | None
+) -> tuple[Tensor, SLSTMState]:
+    """The op by a scan of gates (T H B 4K), R (H K 4K) and states (H B K) that gives all h, c, n, m (T H B K)."""
     wide = torch.promote_types(gates.dtype, torch.float32)
     entering = [s.to(wide) for s in state]
     if gates.shape[1] == 0:
         return gates[:, :, 0], (entering[0], entering[1], entering[2], entering[3])
     by_time = zero_padding(gates, lengths).to(wide).permute(1, 3, 0, 2, 4).flatten(3)
-    lines = _SLSTMScan.apply(by_time, U.to(wide).permute(1, 3, 0, 2).flatten(2), *(s.transpose(0, 1) for s in entering))
+    lines = scan(by_time, U.to(wide).permute(1, 3, 0, 2).flatten(2), *(s.transpose(0, 1) for s in entering))
     h, *kept = (line.permute(2, 0, 1, 3) for line in lines)
     last = [last_tokens(torch.cat([s[:, None], line], 1), 1, lengths)[:, 0] for s, line in zip(entering, (h, *kept))]
     return h.to(gates.dtype), (last[0], last[1], last[2], last[3])
@@ -72,10 +81,10 @@ class _SLSTMScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor, ...]:
         raw, R, *states = ctx.saved_tensors
-        before = [torch.cat([s[None], line[:-1]]) for s, line in zip(states[:4], states[4:])]
+        before, factors = local(raw, states[:4], states[4:])
         g_raw = torch.empty_like(raw)
-        g_h, *g_start = _backwards(g_raw, R, grads, _local(_parts(raw), before, states[4:]))
-        g_R = torch.einsum("thbk,thbg->hkg", before[0], g_raw)
+        g_h, *g_start = _backwards(g_raw, R, grads, factors)
+        g_R = torch.einsum("thbk,thbg->hkg", before, g_raw)
         return g_raw, g_R, g_h, *g_start
 
 
@@ -84,23 +93,24 @@ def _parts(raw: Tensor) -> tuple[Tensor, ...]:
     return raw.chunk(4, -1)
 
 
-def _local(parts: tuple[Tensor, ...], before: list[Tensor], lines: list[Tensor]) -> list[Tensor]:
-    """What the backward loop multiplies with, for all tokens at once."""
-    i, f, z, o = parts
-    (_, c_0, n_0, m_0), (_, c, n, m) = before, lines
+def local(raw: Tensor, start: Sequence[Tensor], lines: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """h before each token, and what the backward loop multiplies with, for all tokens at once. raw: the activated gates."""
+    i, f, z, o = _parts(raw)
+    h_0, c_0, n_0, m_0 = (torch.cat([s[None], line[:-1]]) for s, line in zip(start, lines))
+    _, c, n, m = lines
     kept, write, ratio = (F.logsigmoid(f) + m_0 - m).exp(), (i - m).exp(), c / n
     older = (kept >= write).to(c.dtype)  # whether m_t came from the past
-    return [
+    return h_0, [
         o / n, ratio, ratio * o * (1 - o), write * (1 - z * z), z, c_0, n_0,
         kept, kept * (1 - older), write * older, older, torch.sigmoid(-f),
     ]  # fmt: skip
 
 
-def _backwards(g_raw: Tensor, R: Tensor, grads: tuple[Tensor | None, ...], local: list[Tensor]) -> tuple[Tensor, ...]:
+def _backwards(g_raw: Tensor, R: Tensor, grads: tuple[Tensor | None, ...], factors: list[Tensor]) -> tuple[Tensor, ...]:
     """Fill g_raw from the last token to the first; gives the gradients of the entering h, c, n, m."""
-    g_h = g_c = g_n = g_m = torch.zeros_like(local[0][0])
+    g_h = g_c = g_n = g_m = torch.zeros_like(factors[0][0])
     given = [None if g is None else g.unbind(0) for g in grads]
-    tokens = list(zip(g_raw, *_parts(g_raw), *local))
+    tokens = list(zip(g_raw, *_parts(g_raw), *factors))
     for t in range(len(tokens) - 1, -1, -1):
         g_t, g_i, g_f, g_z, g_o, read, ratio, by_o, by_z, z, c_0, n_0, kept, if_new, if_old, older, fade = tokens[t]
         g_h, g_c, g_n, g_m = (g if new is None else g + new[t] for g, new in zip((g_h, g_c, g_n, g_m), given))
