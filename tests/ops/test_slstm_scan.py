@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.slstm_scan import reference, slstm_flops, slstm_scan, slstm_step
 
 B, T, H, K = 4, 9, 2, 3
@@ -103,9 +104,9 @@ def test_no_tokens_leave_the_state():
 
 def test_flops_are_those_torch_counts():
     gates, U, state = draw()
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         slstm_scan(gates, U, state)
     assert counter.get_total_flops() == slstm_flops(B * T, H, K)
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         slstm_step(gates[:, 0], U, state)
     assert counter.get_total_flops() == slstm_flops(B, H, K)
