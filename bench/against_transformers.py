@@ -77,7 +77,20 @@ def mamba2(n_layers: int) -> tuple[LanguageModel, nn.Module]:
     return ours, Mamba2ForCausalLM(config)
 
 
-PAIRS = {"gated_deltanet": gated_deltanet, "mamba2": mamba2}
+def mamba(n_layers: int) -> tuple[LanguageModel, nn.Module]:
+    """As mamba-130m: no feed-forward."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    n_layers = n_layers or 24
+    ours = language_model("mamba/none", n_layers=n_layers, d_model=D_MODEL, vocab_size=VOCABULARY)
+    config = MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=D_MODEL, num_hidden_layers=n_layers, state_size=16, expand=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return ours, MambaForCausalLM(config)
+
+
+PAIRS = {"gated_deltanet": gated_deltanet, "mamba2": mamba2, "mamba": mamba}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,8 +38,6 @@ template <class R> struct Simd {
         return total;
     }
 
-    static inline vec select(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
-
     static inline vec splat(R x) { return x - vec{}; }
 
     // e^x to within two units in the last place. NaN stays NaN; what underflows is 0, what overflows is inf.
@@ -49,7 +47,7 @@ template <class R> struct Simd {
 template <> inline Simd<float>::vec Simd<float>::exp(vec x) {
     const float low = -87.33f, high = 88.37f, shift = 12582912.f;  // adding 1.5 * 2^23 rounds to a whole number
     const ivec small = x < low, large = x > high;
-    x = select(small, splat(low), select(large, splat(high), x));
+    x = small ? splat(low) : large ? splat(high) : x;
     const vec shifted = x * 1.44269504f + shift, n = shifted - shift;
     const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -59,13 +57,13 @@ template <> inline Simd<float>::vec Simd<float>::exp(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.f;
     const vec power = (vec)(((ivec)shifted << 23) + 0x3f800000);
-    return select(small, vec{}, select(large, splat(INFINITY), p * power));
+    return small ? vec{} : large ? splat(INFINITY) : p * power;
 }
 
 template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
     const double low = -708.0, high = 709.0, shift = 6755399441055744.0;  // 1.5 * 2^52
     const ivec small = x < low, large = x > high;
-    x = select(small, splat(low), select(large, splat(high), x));
+    x = small ? splat(low) : large ? splat(high) : x;
     const vec shifted = x * 1.4426950408889634 + shift, n = shifted - shift;
     const vec r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
     vec p = r * (1. / 6227020800.) + 1. / 479001600.;
@@ -81,5 +79,5 @@ template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.;
     const vec power = (vec)(((ivec)shifted << 52) + (1023ll << 52));
-    return select(small, vec{}, select(large, splat(INFINITY), p * power));
+    return small ? vec{} : large ? splat(INFINITY) : p * power;
 }
