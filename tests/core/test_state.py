@@ -52,6 +52,12 @@ def test_grow_keeps_what_is_there():
     assert grow(k, 2) is k
 
 
+def test_a_slot_may_grow_by_one_entry_for_several_tokens():
+    slot = Slot((0, 3), grows=True, every=4)
+    assert [slot.after(tokens) for tokens in (0, 1, 4, 5)] == [(0, 3), (1, 3), (1, 3), (2, 3)]
+    assert Slot((7, 3)).after(50) == (7, 3)
+
+
 def test_nbytes_counts_all_slots():
     assert state().nbytes == (2 * 2 * 3 + 2 * 4) * 4
 

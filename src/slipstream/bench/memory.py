@@ -1,6 +1,7 @@
-"""Peak memory of reading a prompt, in a process of its own: what the kernel saw, beyond the model and torch itself.
+"""Peak memory of reading a prompt or of a training step, in a process of its own: what the kernel saw, beyond the model and
+torch itself.
 
-A short prompt is read first; then the kernel's high-water mark is set back to what is in use. getrusage will not do: its mark
+A short text is read first; then the kernel's high-water mark is set back to what is in use. getrusage will not do: its mark
 cannot be set back, and a child begins with its parent's.
 """
 
@@ -22,26 +23,35 @@ from pathlib import Path
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 torch.set_num_threads(1)
-config, tokens = json.load(sys.stdin)
-model = LanguageModel(ModelConfig(**config)).eval()
-read = lambda n: model.prefill(torch.zeros(1, n, dtype=torch.long), logits="last")
+config, tokens, training = json.load(sys.stdin)
+model = LanguageModel(ModelConfig(**config)).train(training)
 status = lambda: dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-with torch.no_grad():
-    read(16)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status()["VmHWM"]
-    read(tokens)
+def read(n):
+    text = torch.zeros(1, n, dtype=torch.long)
+    if training:
+        model(text).logsumexp(-1).mean().backward()
+        model.zero_grad()
+    else:
+        with torch.no_grad():
+            model.prefill(text, logits="last")
+read(16)
+Path("/proc/self/clear_refs").write_text("5")
+before = status()["VmHWM"]
+read(tokens)
 print(1024 * (int(status()["VmHWM"].split()[0]) - int(before.split()[0])))
 """
 
 
-def peak_bytes(config: ModelConfig, tokens: int) -> int:
-    """Bytes by which reading `tokens` tokens in one call raises a process's memory. Raises InputError where there is no /proc."""
+def peak_bytes(config: ModelConfig, tokens: int, training: bool = False) -> int:
+    """Bytes by which reading `tokens` tokens in one call, or training on them, raises a process's memory.
+
+    Raises InputError where there is no /proc.
+    """
     if not Path("/proc/self/clear_refs").exists():
         raise InputError(
             f"peak memory is read from /proc, which {platform.system()} has not; leave memory out of --measure"
         )
-    order = json.dumps([config.model_dump(), tokens])
+    order = json.dumps([config.model_dump(), tokens, training])
     done = subprocess.run([sys.executable, "-c", CHILD], input=order, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"reading {tokens} tokens failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -108,7 +108,7 @@ def _module_name(path: Path, root: Path) -> str:
 
 def _read(module: str, path: Path) -> list[Card]:
     source = path.read_text(encoding="utf-8")
-    if "Mixer" not in source:
+    if "name=" not in source:
         return []
     tree = ast.parse(source, str(path))
     title, equation = _docstring(ast.get_docstring(tree, clean=False) or "")

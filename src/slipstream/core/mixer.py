@@ -48,6 +48,7 @@ class Mixer(nn.Module, ABC):
     oracle: ClassVar[str] = ""  # what it is checked against, and where
     limits: ClassVar[Mapping[str, str]] = {}  # mode -> why it cannot be done; the laws assert the refusal
     no_weight_decay: ClassVar[tuple[str, ...]] = ()  # names of parameters the optimiser must not shrink
+    no_gradient: ClassVar[tuple[str, ...]] = ()  # parts that only choose: no output has a gradient for their parameters
 
     Config: ClassVar[type[MixerConfig]]
 
@@ -124,9 +125,9 @@ class Mixer(nn.Module, ABC):
         dtype, device = self._activations()
         slots = {
             name: torch.full(
-                (batch_size, *_dims(s, max_len)),
+                (batch_size, *s.after(max_len)),
                 s.start,
-                dtype=torch.promote_types(s.dtype or dtype, dtype),
+                dtype=s.dtype_beside(dtype),
                 device=device,
             )
             for name, s in self.slots().items()
@@ -136,10 +137,7 @@ class Mixer(nn.Module, ABC):
     def state_bytes(self, T: int) -> int:
         """Bytes one sequence keeps after T tokens: read off the slots, never typed by hand."""
         dtype, _ = self._activations()
-        return sum(
-            torch.Size(_dims(s, T)).numel() * torch.promote_types(s.dtype or dtype, dtype).itemsize
-            for s in self.slots().values()
-        )
+        return sum(torch.Size(s.after(T)).numel() * s.dtype_beside(dtype).itemsize for s in self.slots().values())
 
     def reserve(self, state: State, tokens: int) -> State:
         """The state with room for so many more tokens in its growing slots (at least doubled, so that streams stay cheap)."""
@@ -149,10 +147,7 @@ class Mixer(nn.Module, ABC):
         needed = int(state.length.max()) + tokens if len(state.length) else tokens
         slots = dict(state.slots)
         for name, slot in growing.items():
-            if slots[name].shape[1] < needed:
-                slots[name] = grow(slots[name], max(needed, 2 * slots[name].shape[1]), slot.start)
+            entries = slot.after(needed)[0]
+            if slots[name].shape[1] < entries:
+                slots[name] = grow(slots[name], max(entries, 2 * slots[name].shape[1]), slot.start)
         return State(slots, state.length)
-
-
-def _dims(slot: Slot, tokens: int) -> tuple[int, ...]:
-    return (tokens, *slot.dims[1:]) if slot.grows else slot.dims

@@ -22,14 +22,25 @@ from slipstream.core.files import replacing
 class Slot:
     """One tensor of a state: its dims after the batch, how it starts, and how it is kept.
 
-    dtype means "at least" (promoted with the activations'); None is the activations' own.
-    grows: dims[0] counts tokens, as in a key-value cache.
+    dtype means "at least" (promoted with the activations'); None is the activations' own; a whole-number one is as it is.
+    grows: dims[0] counts tokens, as in a key-value cache; with every, it counts entries, one for so many tokens begun.
     """
 
     dims: tuple[int, ...]
     dtype: torch.dtype | None = torch.float32
     start: float = 0.0
     grows: bool = False
+    every: int = 1
+
+    def after(self, tokens: int) -> tuple[int, ...]:
+        """Its dims when it has room for so many tokens."""
+        return (-(-tokens // self.every), *self.dims[1:]) if self.grows else self.dims
+
+    def dtype_beside(self, activations: torch.dtype) -> torch.dtype:
+        """Its dtype in a mixer of such activations. Whole numbers (codes, positions) stay what they are."""
+        if self.dtype is not None and not (self.dtype.is_floating_point or self.dtype.is_complex):
+            return self.dtype
+        return torch.promote_types(self.dtype or activations, activations)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slipstream.core.mixer import Mixer
-from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps, needs
+from slipstream.laws.subject import B, Law, Subject, T, close, expect, in_pieces, in_steps, learns, needs
 
 
 def _gradients(f: Callable[[Tensor], Tensor], x: Tensor, mixer: Mixer) -> dict[str, Tensor | None]:
@@ -16,7 +16,10 @@ def _gradients(f: Callable[[Tensor], Tensor], x: Tensor, mixer: Mixer) -> dict[s
     mixer.zero_grad()
     leaf = x.clone().requires_grad_()
     (f(leaf) * weights).sum().backward()
-    return {"x": leaf.grad} | {n: None if p.grad is None else p.grad.clone() for n, p in mixer.named_parameters()}
+    learnt = {n: p.grad for n, p in mixer.named_parameters() if learns(mixer, n)}
+    idle = [n for n, p in mixer.named_parameters() if n not in learnt and p.grad is not None]
+    expect(not idle, f"{idle} get gradients, declared to get none")
+    return {"x": leaf.grad} | {n: None if g is None else g.clone() for n, g in learnt.items()}
 
 
 def _same(got: dict[str, Tensor | None], want: dict[str, Tensor | None]) -> None:

@@ -42,6 +42,8 @@ def the_card_is_complete(s: Subject) -> None:
         set(s.cls.no_weight_decay) <= names,
         f"no_weight_decay names {s.cls.no_weight_decay}, parameters are {sorted(names)}",
     )
+    parts = {n.partition(".")[0] for n, _ in s.mixer.named_parameters()}
+    expect(set(s.cls.no_gradient) <= parts, f"no_gradient names {s.cls.no_gradient}, parts are {sorted(parts)}")
 
 
 def default_settings_fit_common_widths(s: Subject) -> None:

@@ -20,9 +20,7 @@ def state_is_as_declared(s: Subject) -> None:
     expect(state.nbytes == B * m.state_bytes(T), f"{state.nbytes} bytes, declared {B * m.state_bytes(T)}")
     expect(set(state.slots) == set(m.slots()), f"slots {sorted(state.slots)}, declared {sorted(m.slots())}")
     for name, slot in m.slots().items():
-        expect(
-            state[name].dtype == torch.promote_types(slot.dtype or x.dtype, x.dtype), f"{name} is {state[name].dtype}"
-        )
+        expect(state[name].dtype == slot.dtype_beside(x.dtype), f"{name} is {state[name].dtype}")
     grows = any(slot.grows for slot in m.slots().values())
     expect((m.state_bytes(2 * T) > m.state_bytes(T)) == grows, "it grows where no slot says so")
 

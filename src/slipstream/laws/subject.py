@@ -105,6 +105,11 @@ def in_steps(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.cat(ys, 1), state
 
 
+def learns(mixer: Mixer, name: str) -> bool:
+    """Whether outputs have a gradient for this parameter."""
+    return name.partition(".")[0] not in mixer.no_gradient
+
+
 def title(law: Law) -> str:
     """The law in words: the first line of its docstring."""
     return (law.__doc__ or law.__name__).strip().splitlines()[0].rstrip(".")

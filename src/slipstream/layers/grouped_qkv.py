@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot, State
-from slipstream.layers.norm import rms_norm
-from slipstream.layers.rope import rope
+from slipstream.layers.norm import RMSNorm
+from slipstream.layers.rope import partial_rope
 from slipstream.layers.short_conv import ShortConv
 
 
@@ -20,26 +20,40 @@ class GroupedConfig(MixerConfig):
     n_heads: int | None = None  # query heads; default d_model / 64
     n_kv_heads: int | None = None  # key and value heads, each for a group of query heads; default n_heads
     rope_base: float | None = 10000.0  # base of the rotary positions; None for no positions (NoPE)
-    qk_norm: bool = False  # RMS-normalise q and k per head before the product
+    rope_fraction: float = 1.0  # share of a head's channels that positions turn, the first ones
+    qk_norm: bool = False  # RMS norms of q and k per head, with learned weights, before positions (Qwen3)
+    qkv_bias: bool = False  # biases on the projections to q, k and v (Qwen2)
     conv_size: int = 0  # width of a short convolution on q, k and v; 0 for none
 
 
 class GroupedQKV(nn.Module):
-    """x (B T D) -> q (B T H K), k and v (B T G K); weights q_proj, k_proj, v_proj as in Hugging Face checkpoints."""
+    """x (B T D) -> q (B T H K), k and v (B T G K); weights q_proj, k_proj, v_proj, q_norm, k_norm as in Hugging Face checkpoints.
 
-    def __init__(self, config: GroupedConfig) -> None:
+    own_kv False: queries alone, for a mixer that reads the keys and values of another. head_dim: for a mixer whose heads may
+    be wider or narrower than d_model / n_heads; all of q is `width` wide.
+    """
+
+    def __init__(self, config: GroupedConfig, own_kv: bool = True, head_dim: int | None = None) -> None:
         super().__init__()
-        self.config, self.n_heads = config, heads(config.d_model, config.n_heads)
+        self.config, self.n_heads = config, _n_heads(config, head_dim)
         self.n_kv_heads = config.n_kv_heads or self.n_heads
-        self.head_dim = config.d_model // self.n_heads
+        self.head_dim = head_dim or config.d_model // self.n_heads
+        self.width = self.n_heads * self.head_dim
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads} groups")
-        if config.rope_base and self.head_dim % 2:
+        turned = int(config.rope_fraction * self.head_dim)
+        if config.rope_base and (turned % 2 or not 0 < config.rope_fraction <= 1):
             raise InputError(
-                f"rotary positions turn pairs: head_dim {self.head_dim} (d_model / n_heads) must be even, or rope_base none"
+                f"rotary positions turn pairs: rope_fraction {config.rope_fraction:g} of head_dim {self.head_dim} "
+                f"(d_model / n_heads) is {turned}, and must be even and within it; or set rope_base none"
             )
-        widths = {"q": config.d_model, "k": self.n_kv_heads * self.head_dim, "v": self.n_kv_heads * self.head_dim}
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.d_model, w, bias=False) for w in widths.values())
+        widths = {"q": self.width, "k": self.n_kv_heads * self.head_dim, "v": self.n_kv_heads * self.head_dim}
+        widths = {n: w for n, w in widths.items() if own_kv or n == "q"}
+        self.names = tuple(widths)
+        for name, width in widths.items():
+            self.add_module(f"{name}_proj", nn.Linear(config.d_model, width, bias=config.qkv_bias))
+            if config.qk_norm and name != "v":
+                self.add_module(f"{name}_norm", RMSNorm(self.head_dim))
         self.convs = nn.ModuleDict({n: ShortConv(w, config.conv_size) for n, w in widths.items() if config.conv_size})
 
     def slots(self) -> dict[str, Slot]:
@@ -52,28 +66,52 @@ class GroupedQKV(nn.Module):
         self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """q, k, v and the new states of the convolutions; positions go on from state.length."""
-        line, states = self._lines(x), {}
-        for name, conv in self._convs():
-            line[name], states[f"conv_{name}"] = conv(line[name], state[f"conv_{name}"], lengths)
-        positions = state.length[:, None] + torch.arange(x.shape[1], device=x.device)
-        return *self._by_heads(line, positions), states
+        heads, states = self._heads(x, state, lengths)
+        return *self._all(heads), states
+
+    def queries(
+        self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None
+    ) -> tuple[Float[Tensor, "B T H K"], dict[str, Tensor]]:
+        """The same without keys and values."""
+        heads, states = self._heads(x, state, lengths)
+        return heads["q"], states
 
     def reference(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         line = self._lines(x)
         line |= {n: conv.reference(line[n]) for n, conv in self._convs()}
-        return self._by_heads(line, torch.arange(x.shape[1]).expand(x.shape[0], -1))
+        return self._all(self._by_heads(line, torch.arange(x.shape[1]).expand(x.shape[0], -1)))
 
     def turn(self, k: Float[Tensor, "B S G K"], by: Int[Tensor, "B S"]) -> Float[Tensor, "B S G K"]:
         """Keys as they would be so many positions later."""
-        return rope(k, by, self.config.rope_base) if self.config.rope_base else k
+        c = self.config
+        return partial_rope(k, by, c.rope_base, c.rope_fraction) if c.rope_base else k
+
+    def _heads(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        line, states = self._lines(x), {}
+        for name, conv in self._convs():
+            line[name], states[f"conv_{name}"] = conv(line[name], state[f"conv_{name}"], lengths)
+        return self._by_heads(line, state.length[:, None] + torch.arange(x.shape[1], device=x.device)), states
 
     def _lines(self, x: Tensor) -> dict[str, Tensor]:
-        return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
+        return {n: self.get_submodule(f"{n}_proj")(x) for n in self.names}
 
-    def _by_heads(self, line: dict[str, Tensor], positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (line[n].unflatten(-1, (-1, self.head_dim)) for n in "qkv")
+    def _by_heads(self, line: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+        heads = {n: t.unflatten(-1, (-1, self.head_dim)) for n, t in line.items()}
+        turned = [n for n in heads if n != "v"]
         if self.config.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
-        if self.config.rope_base:
-            q, k = rope(q, positions, self.config.rope_base), rope(k, positions, self.config.rope_base)
-        return q, k, v
+            heads |= {n: self.get_submodule(f"{n}_norm")(heads[n]) for n in turned}
+        return heads | {n: self.turn(heads[n], positions) for n in turned}
+
+    def _all(self, heads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        if "k" not in heads:
+            raise InputError(
+                "a layer with own_kv=false reads the keys and values of a layer before it: it runs in a model only"
+            )
+        return heads["q"], heads["k"], heads["v"]
+
+
+def _n_heads(config: GroupedConfig, head_dim: int | None) -> int:
+    """Heads of a width of their own need not divide d_model."""
+    if head_dim is None:
+        return heads(config.d_model, config.n_heads)
+    return config.n_heads or max(1, config.d_model // head_dim)

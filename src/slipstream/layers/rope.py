@@ -19,3 +19,12 @@ def rope(x: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"], base: float
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def partial_rope(
+    x: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"], base: float = 10000.0, fraction: float = 1.0
+) -> Float[Tensor, "B T H K"]:
+    """The first part of the channels turned (GPT-NeoX, Qwen3-Next), the others as they are. An even number of them turns."""
+    if (turned := int(fraction * x.shape[-1])) == x.shape[-1]:
+        return rope(x, positions, base)
+    return torch.cat([rope(x[..., :turned], positions, base), x[..., turned:]], -1)

@@ -7,7 +7,16 @@ from pydantic import Field
 from slipstream.core.config import Config
 
 
-class ModelConfig(Config):
+class Wiring(Config):
+    """How layers are joined, whatever they are."""
+
+    share_kv: int = Field(1, ge=1, description="attention layers of a kind that share one cache of keys and values")
+    reversible: bool = Field(
+        False, description="two residual streams: training keeps the activations of one layer, whatever the depth"
+    )
+
+
+class ModelConfig(Wiring):
     """Everything needed to build the model again, without its weights."""
 
     pattern: str = Field(description="which mixers, in which order: [count*]mixer[(key=value)][/feedforward], ...")

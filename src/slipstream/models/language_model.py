@@ -18,6 +18,7 @@ from slipstream.models.config import ModelConfig
 from slipstream.models.frontends import TokenEmbedding
 from slipstream.models.heads import NextTokenHead
 from slipstream.models.pattern import layers
+from slipstream.models.sharing import with_shared
 from slipstream.models.stack import Stack
 
 Logits = Literal["last", "all"]
@@ -35,7 +36,8 @@ class LanguageModel(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         widths = {n: {"d_ff": config.d_ff} for n, c in cards().items() if "d_ff" in c.fields} if config.d_ff else {}
         self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
-        self.stack = Stack(layers(config.pattern, config.n_layers), config.d_model, widths, config.norm_eps)
+        specs = with_shared(layers(config.pattern, config.n_layers), config.share_kv)
+        self.stack = Stack(specs, config.d_model, widths, config.norm_eps, config.reversible)
         self.head = NextTokenHead(config.d_model, config.vocab_size, self.embedding if config.tie_embeddings else None)
         for mixer in self.stack.mixers():
             for mode, why in mixer.limits.items():

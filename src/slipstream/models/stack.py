@@ -1,16 +1,29 @@
-"""The stack: blocks from a pattern, a last norm. Knows nothing of tokens, so that any frontend and any head fit it."""
+"""The stack: blocks from a pattern, a last norm. Knows nothing of tokens, so that any frontend and any head fit it.
+
+Every mixer reads the residual stream through a norm, and what it says is added to it. With reversible layers there are two
+streams, which take turns at being read and written (see models/reversible.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import cast
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from slipstream.core.errors import InputError
+from slipstream.core.lender import KV, Lender
 from slipstream.core.mixer import Mixer
 from slipstream.core.registry import build
 from slipstream.core.state import State
 from slipstream.layers.norm import RMSNorm
 from slipstream.models.block import Block
 from slipstream.models.pattern import BlockSpec
+from slipstream.models.reversible import Layer, reversibly
+from slipstream.models.sharing import lenders
 
 RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj")  # what writes to the residual stream, in every family
 
@@ -18,7 +31,14 @@ RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj")  # what writes to the res
 class Stack(nn.Module):
     """h (B T D) -> h (B T D); its state is its mixers' states under `<block>.<mixer>.<slot>`."""
 
-    def __init__(self, specs: list[BlockSpec], d_model: int, defaults: dict[str, dict], eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        specs: list[BlockSpec],
+        d_model: int,
+        defaults: dict[str, dict],
+        eps: float = 1e-6,
+        reversible: bool = False,
+    ) -> None:
         """defaults: settings by mixer name that the pattern's own settings override."""
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -30,41 +50,90 @@ class Stack(nn.Module):
             for spec in specs
         )
         self.norm = RMSNorm(d_model, eps)
+        self.n_streams = 2 if reversible else 1
+        self.lenders = lenders(specs)
+        self.sharing = {*self.lenders, *self.lenders.values()}
+        if reversible and self.lenders:
+            raise InputError(
+                "reversible layers are made again from what comes after them, keys and values of an earlier layer are "
+                "not: choose reversible or share_kv (own_kv=false)"
+            )
         self._scale_residual_outputs()
 
     def _scale_residual_outputs(self) -> None:
         """Each write to the residual stream by 1/sqrt(number of writes), so that its size does not grow with depth (GPT-2)."""
-        writes = sum(len(b.mixers) for b in self.blocks)
+        writes = len(self.mixers())
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in RESIDUAL_OUTPUTS:
                 module.weight.data.mul_(writes**-0.5)
 
+    def places(self) -> Iterator[tuple[str, nn.Module, Mixer]]:
+        """Every mixer in order: where it stands ("block.mixer"), the norm before it, itself."""
+        for i, block in enumerate(self.blocks):
+            for j, (norm, mixer) in enumerate(zip(block.norms, block.mixers)):
+                yield f"{i}.{j}", norm, mixer
+
     def mixers(self) -> list[Mixer]:
-        return [m for b in self.blocks for m in b.mixers]
+        return [mixer for _, _, mixer in self.places()]
 
     def forward(self, h: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T D"]:
-        for block in self.blocks:
-            h = block(h, packed)
-        return self.norm(h)
+        if self.n_streams == 2 and torch.is_grad_enabled():
+            return self._out(reversibly(self._layers(packed), h, h))
+        lent: dict[str, list[KV]] = {}
+
+        def call(place: str, mixer: Mixer, x: Tensor) -> Tensor:
+            if place not in self.sharing:
+                return mixer(x, packed)
+            y, lent[place] = cast(Lender, mixer).share(x, packed, lent.get(self.lenders.get(place, place)))
+            return y
+
+        return self._through(h, call)
+
+    def _layers(self, packed: Tensor | None) -> list[Layer]:
+        """Every norm and mixer as one function."""
+        return [
+            Layer(lambda x, norm=norm, mixer=mixer: mixer(norm(x), packed), [*norm.parameters(), *mixer.parameters()])
+            for _, norm, mixer in self.places()
+        ]
 
     def prefill(self, h: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        tokens = h.shape[1] if lengths is None else lengths
-        new = {}
-        for i, block in enumerate(self.blocks):
-            h, new[str(i)] = block.prefill(h, state.scope(str(i)), lengths)
-        return self.norm(h), State.join(new, state.length + tokens)
+        return self._on(h, state, lambda mixer, x, entering: mixer.prefill(x, entering, lengths), lengths)
 
     def step(self, h: Float[Tensor, "B 1 D"], state: State):
-        new = {}
-        for i, block in enumerate(self.blocks):
-            h, new[str(i)] = block.step(h, state.scope(str(i)))
-        return self.norm(h), State.join(new, state.length + 1)
+        return self._on(h, state, lambda mixer, x, entering: mixer.step(x, entering))
+
+    def _on(
+        self, h: Tensor, state: State, read: Callable[[Mixer, Tensor, State], tuple[Tensor, State]], lengths=None
+    ) -> tuple[Tensor, State]:
+        """From a state to the next. A layer that borrows is handed the new state of its lender."""
+        new: dict[str, State] = {}
+
+        def call(place: str, mixer: Mixer, x: Tensor) -> Tensor:
+            entering = state.scope(place)
+            if lender := self.lenders.get(place):
+                y, new[place] = cast(Lender, mixer).borrow(x, entering, new[lender], lengths)
+            else:
+                y, new[place] = read(mixer, x, entering)
+            return y
+
+        y = self._through(h, call)
+        return y, State.join(new, state.length + (h.shape[1] if lengths is None else lengths))
+
+    def _through(self, h: Tensor, call: Callable[[str, Mixer, Tensor], Tensor]) -> Tensor:
+        """Every mixer in turn reads the last stream and writes to the first, which becomes the last."""
+        streams = (h,) * self.n_streams
+        for place, norm, mixer in self.places():
+            streams = (*streams[1:], streams[0] + call(place, mixer, norm(streams[-1])))
+        return self._out(streams)
+
+    def _out(self, streams: tuple[Tensor, ...]) -> Tensor:
+        """The sum of the streams (Reformer lays them side by side, which would double the head); the norm takes the factor."""
+        return self.norm(reduce(torch.add, streams))
 
     def init_state(self, batch_size: int, max_len: int = 0) -> State:
-        states = {str(i): b.init_state(batch_size, max_len) for i, b in enumerate(self.blocks)}
+        states = {place: m.init_state(batch_size, max_len) for place, _, m in self.places()}
         return State.join(states, next(iter(states.values())).length)
 
     def reserve(self, state: State, tokens: int) -> State:
-        return State.join(
-            {str(i): b.reserve(state.scope(str(i)), tokens) for i, b in enumerate(self.blocks)}, state.length
-        )
+        reserved = {place: m.reserve(state.scope(place), tokens) for place, _, m in self.places()}
+        return State.join(reserved, state.length)

@@ -4,23 +4,26 @@ r"""Softmax attention over the past: all of it, or a window; grouped heads; any 
 
 No T x T matrix is ever held: torch's scaled_dot_product_attention tiles it where the whole sequence is at hand, and where
 rows continue caches of their own lengths, keys have a bias, or logits are capped or have sinks, the queries go block by
-block, each against the keys it can see. A bias of queries would change nothing: a softmax sees only differences along its row.
+block, each against the keys it can see, and are read again for the gradient. The rule of torch's tiles is written out in
+ops/tiled_attention.py. A bias of queries would change nothing: a softmax sees only differences along its row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slipstream.ops.recompute import recomputed
-from slipstream.ops.softmax import PLAIN, Softmax, read
+from slipstream.ops.softmax import PLAIN, Softmax, read, read_by_torch, read_with_lse, with_sinks
+from slipstream.ops.tile_reads import TilePlaces, read_tiles
 from slipstream.ops.valid import zero_padding
 
 BLOCK = 512  # queries that share one mask; bounds memory at BLOCK x keys
+NEAR = 64  # the same within a window: enough to fill a matrix product, few enough not to multiply what is masked
 
 
 def attention(
@@ -42,7 +45,7 @@ def attention(
     """
     if past is None:
         if key_bias is None and softmax.by_scale_alone and (causal or lengths is None):
-            return _whole(q, k, v, causal, softmax)
+            return read_by_torch(q, k, v, scale=softmax.scale, causal=causal)
         past = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     if (
         not torch.compiler.is_compiling()
@@ -102,28 +105,27 @@ def window_attention(
 ) -> Float[Tensor, "B T H V"]:
     """Attention to the last `window` tokens, oneself included. k and v begin with the P = window - 1 tokens before q's first.
 
-    past: how many tokens each row has really seen; what stands before is not attended to. Work is T x (window + BLOCK).
+    past: how many tokens each row has really seen; what stands before is not attended to. Work is T x (window + NEAR).
     """
-    outputs, reach = [], window - 1
-    block = max(64, min(BLOCK, window))
-    for i in range(0, q.shape[1], block):
-        rows = q[:, i : i + block]
-        key = torch.arange(i - reach, i + rows.shape[1], device=q.device)
-        query = torch.arange(i, i + rows.shape[1], device=q.device)[:, None]
-        mask = (key <= query) & (key > query - window) & (key >= -past[:, None, None])
-        line = slice(i, i + rows.shape[1] + reach)
-        outputs.append(read(rows, k[:, line], v[:, line], mask[:, None], softmax))
-    return torch.cat(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
-
-
-def _whole(q: Tensor, k: Tensor, v: Tensor, causal: bool, softmax: Softmax) -> Tensor:
-    """Queries and keys of the same tokens, the mask left to torch."""
     if 0 in q.shape[:2]:
         return q.new_zeros(*q.shape[:3], v.shape[3])
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = k.shape[1] != q.shape[1]
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax.scale, enable_gqa=grouped)
-    return o.transpose(1, 2)
+    (T, reach), key = (q.shape[1], window - 1), torch.arange(1 - window, NEAR, device=q.device)
+    query = torch.arange(min(NEAR, T), device=q.device)[:, None]
+    near = q.new_zeros(1, 1, len(query), len(key)).masked_fill((key > query) | (key <= query - window), -torch.inf)
+
+    def tiles() -> Iterator[TilePlaces]:
+        for i in range(0, T, NEAR):
+            n = min(NEAR, T - i)
+            seen = near[:, :, :n, : n + reach]
+            if i < reach:  # some of these keys may stand before the row
+                seen = seen.masked_fill(key[: n + reach] + i < -past[:, None, None, None], -torch.inf)
+            yield slice(i, i + n), slice(i, i + n + reach), seen
+
+    def read_tile(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+        return (read(q, k, v, seen, softmax),) if softmax.sinks is None else read_with_lse(q, k, v, seen, softmax)
+
+    outputs = read_tiles(tiles, read_tile, q, k, v)
+    return outputs[0] if softmax.sinks is None else with_sinks(outputs[0], outputs[1], softmax)
 
 
 def write_cache(
@@ -148,28 +150,32 @@ def reference(
     window: int | None = None,
     causal: bool = True,
     key_bias: Float[Tensor, "B T H"] | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Float[Tensor, "B T H V"]:
     """The definition, query by query."""
+    scale = q.shape[-1] ** -0.5 if softmax.scale is None else softmax.scale
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     outputs = []
     for t in range(q.shape[1]):
         first = max(0, t - window + 1) if window else 0
         last = t + 1 if causal else q.shape[1]
-        logits = torch.einsum("bhk,bshk->bhs", q[:, t], k[:, first:last]) / q.shape[-1] ** 0.5
+        logits = softmax.capped(scale * torch.einsum("bhk,bshk->bhs", q[:, t], k[:, first:last]))
         if key_bias is not None:
             logits = logits + key_bias[:, first:last].mT
-        outputs.append(torch.einsum("bhs,bshv->bhv", logits.softmax(-1), v[:, first:last]))
+        if softmax.sinks is not None:
+            logits = torch.cat([logits, softmax.sinks.expand(len(q), -1)[..., None]], -1)
+        weights = logits.softmax(-1)[..., : last - first]
+        outputs.append(torch.einsum("bhs,bshv->bhv", weights, v[:, first:last]))
     return torch.stack(outputs, 1) if outputs else q.new_zeros(*q.shape[:3], v.shape[3])
 
 
 def attention_flops(
     T: int, B: int, H: int, K: int, mode: Literal["forward", "prefill", "step"], window: int | None = None
 ) -> float:
-    """Products q.k and p.v of T tokens, or of one after T; masked pairs count."""
+    """Products q.k and p.v of T tokens, or of one after T; masked pairs count. K: the greater of keys' and values' widths."""
     if window is None:
         pairs = T + 1 if mode == "step" else T * T
     else:
-        block = max(64, min(BLOCK, window))
-        full, rest = divmod(1 if mode == "step" else T, block)
-        pairs = full * block * (block + window - 1) + rest * (rest + window - 1)
+        full, rest = divmod(1 if mode == "step" else T, NEAR)
+        pairs = full * NEAR * (NEAR + window - 1) + rest * (rest + window - 1)
     return 4.0 * B * H * K * pairs

@@ -35,6 +35,10 @@ class Softmax:
         """Whether torch's own attention can do it."""
         return self.cap is None and self.sinks is None
 
+    def capped(self, logits: Tensor) -> Tensor:
+        """Within the cap, where there is one."""
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
 
 PLAIN = Softmax()
 
@@ -51,12 +55,28 @@ def read(
     if not softmax.by_scale_alone:
         o, denominator = read_with_lse(q, k, v, mask, softmax)
         return with_sinks(o, denominator, softmax)
+    return read_by_torch(q, k, v, mask, softmax.scale)
+
+
+def read_by_torch(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
+    mask: Mask | None = None,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "B T H V"]:
+    """The same by torch's own attention. It makes the logits tile by tile where keys and values are equally wide, so the
+    narrower are padded; else it would hold them all."""
     if 0 in q.shape[:2] or k.shape[1] == 0:
         return q.new_zeros(*q.shape[:3], v.shape[3])
+    scale, V = q.shape[3] ** -0.5 if scale is None else scale, v.shape[3]
+    width = max(k.shape[3], V)
+    q, k, v = (x if x.shape[3] == width else F.pad(x, (0, width - x.shape[3])) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = k.shape[1] != q.shape[1]
-    o = F.scaled_dot_product_attention(q, k, v, mask, scale=softmax.scale, enable_gqa=grouped)
-    return o.transpose(1, 2)
+    o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return o.transpose(1, 2)[..., :V]
 
 
 def read_with_lse(
@@ -67,11 +87,17 @@ def read_with_lse(
     softmax: Softmax = PLAIN,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
     """A part of what the queries read, without sinks, and the logarithm of its denominator: -inf where no key was met."""
-    logits = _logits(q, k, softmax)
+    return read_by_logits(_logits(q, k, softmax), v, mask)
+
+
+def read_by_logits(
+    logits: Float[Tensor, "B H T S"], v: Float[Tensor, "B S G V"], mask: Mask | None = None
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
+    """The same of logits that were made in another way."""
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     largest = (
-        logits.detach().amax(-1, keepdim=True) if k.shape[1] else logits.new_full((*logits.shape[:3], 1), -torch.inf)
+        logits.detach().amax(-1, keepdim=True) if v.shape[1] else logits.new_full((*logits.shape[:3], 1), -torch.inf)
     )
     largest = largest.clamp(min=torch.finfo(logits.dtype).min)  # a row without keys: e^(-inf - finite) is 0, not NaN
     weights = (logits - largest).exp()
@@ -108,8 +134,7 @@ def _logits(q: Tensor, k: Tensor, softmax: Softmax) -> Float[Tensor, "B H T S"]:
     wide = torch.promote_types(q.dtype, torch.float32)
     groups = k.shape[2]
     q = q.transpose(1, 2).unflatten(1, (groups, -1)) * scale  # B G R T K
-    logits = (q @ k.permute(0, 2, 3, 1)[:, :, None]).flatten(1, 2).to(wide)
-    return logits if softmax.cap is None else softmax.cap * torch.tanh(logits / softmax.cap)
+    return softmax.capped((q @ k.permute(0, 2, 3, 1)[:, :, None]).flatten(1, 2).to(wide))
 
 
 def _by_groups(weights: Float[Tensor, "B H T S"], v: Float[Tensor, "B S G V"]) -> Float[Tensor, "B T H V"]:

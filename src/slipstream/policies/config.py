@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from slipstream.layers.grouped_qkv import GroupedConfig
+from slipstream.layers.softmax_heads import SoftmaxConfig
 
 
-class PolicyConfig(GroupedConfig):
+class PolicyConfig(SoftmaxConfig):
     """What is trained does not depend on these: they say how a trained mixer reads and keeps."""
 
     cache: str = "full"  # what is kept of keys and values when decoding: full, or a cache policy such as h2o:512

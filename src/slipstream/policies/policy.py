@@ -133,9 +133,11 @@ class CachePolicy(Policy):
         """Keys that a query head compares with to make one token after so many (whole key vectors' worth of reading)."""
 
 
-def cache_policy(spec: str, kv: KVHeads) -> CachePolicy:
+def cache_policy(spec: str, kv: KVHeads, causal: bool = True) -> CachePolicy:
     """The policy written as name or name:argument. Raises InputError for an unknown name or an argument that cannot be."""
     cls, argument = _parsed(spec, "cache", cache_policies())
+    if not causal and spec != "full":
+        raise InputError(f"cache {spec} goes by what comes after what; with causal=false only full can be")
     return cls.read_argument(argument, kv)
 
 

@@ -11,6 +11,7 @@ from slipstream.core.config import Config
 from slipstream.core.quantities import Count, Seconds
 from slipstream.data.spec import TokenizerSpec
 from slipstream.models.archs import Arch
+from slipstream.models.config import Wiring
 
 PARAMS = 1_000_000
 TOKENS = 600_000  # about one pass over the novel, a few minutes on one core
@@ -69,7 +70,7 @@ class Recipe(Config):
         return self.tokens or (TOKENS if self.budget is None else float("inf"))
 
 
-class TrainConfig(Recipe, Subject):
+class TrainConfig(Recipe, Wiring, Subject):
     """One run of `slipstream train`."""
 
     out: Path | None = Field(None, description="folder of the run (default: runs/NAME-OF-DATA)")

@@ -78,7 +78,8 @@ class RunFolder:
             raise InputError(f"{self.path} holds {found[0]} of something that is no training run; choose another --out")
 
     def _refuse_other(self, kept: dict[str, Any]) -> None:
-        stored = json.loads(self.settings.read_text(encoding="utf-8"))
+        defaults = {n: f.default for n, f in TrainConfig.model_fields.items()}  # of what is newer than the run
+        stored = defaults | json.loads(self.settings.read_text(encoding="utf-8"))
         names = [n for n in kept if stored.get(n) != kept[n]]
         if names:
             told = ", ".join("the text" if n == "data_key" else f"{n} ({stored.get(n)}, now {kept[n]})" for n in names)

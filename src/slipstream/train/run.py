@@ -14,6 +14,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.quantities import in_words
 from slipstream.data.source import run_name
 from slipstream.data.text import TextData, text_data
+from slipstream.models.config import Wiring
 from slipstream.models.language_model import LanguageModel, language_model
 from slipstream.train.config import PARAMS, TrainConfig
 from slipstream.train.folder import RunFolder, default_folder, describe, written
@@ -84,7 +85,8 @@ def build(config: TrainConfig, data: TextData) -> LanguageModel:
     sizes = {"n_layers": config.n_layers, "d_model": config.d_model}
     if config.params is not None or None in sizes.values():
         sizes["params"] = config.params or PARAMS
-    return language_model(config.arch, vocab_size=data.vocab_size, seed=config.seed, **sizes)
+    wiring = {n: getattr(config, n) for n in Wiring.model_fields}
+    return language_model(config.arch, vocab_size=data.vocab_size, seed=config.seed, **sizes, **wiring)
 
 
 def _device(name: str) -> torch.device:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
-from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.grouped_qkv import GroupedQKV
+from slipstream.layers.softmax_heads import HeadsOutput, SoftmaxConfig
 from slipstream.ops.attention import attention_flops, window_attention
 from slipstream.ops.attention import reference as softmax_reference
+from slipstream.ops.softmax import Softmax
 from slipstream.ops.valid import last_tokens, zero_padding
 
 
@@ -29,17 +31,22 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
     writes, erases = "k and v, beside the last W", "nothing"
     decays, reads = "what leaves the window, all at once", "softmax(K q)^T V"
     symbols = {"W": "window", "Q": "q", "K": "k", "V": "v"}
-    oracle = "transformers MistralForCausalLM, tests/oracles/test_attention_oracles.py"
+    oracle = (
+        "transformers MistralForCausalLM, tests/oracles/test_attention_oracles.py; its settings against Gemma 2 and gpt-oss, "
+        "tests/oracles/test_attention_settings_oracles.py"
+    )
 
-    class Config(GroupedConfig):
+    class Config(SoftmaxConfig):
         window: int = Field(256, ge=1)  # tokens seen, the current one included
 
+    config: Config
     tiny = Config(d_model=16, n_heads=4, n_kv_heads=2, window=5)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.qkv, self.window = GroupedQKV(config), config.window
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.qkv, self.window = GroupedQKV(config, head_dim=config.head_dim), config.window
+        self.sinks = nn.Parameter(torch.zeros(self.qkv.n_heads)) if config.sinks else None
+        self.o_proj = HeadsOutput(config, self.qkv.width)
 
     def slots(self) -> dict[str, Slot]:
         dims = (self.window - 1, self.qkv.n_kv_heads, self.qkv.head_dim)
@@ -48,13 +55,16 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         q, k, v, convs = self.qkv(x, state, lengths)
         k, v = (torch.cat([state[n], zero_padding(new, lengths)], 1) for n, new in (("k", k), ("v", v)))
-        y = self.o_proj(window_attention(q, k, v, state.length, self.window).flatten(2))
+        y = self.o_proj(window_attention(q, k, v, state.length, self.window, self._softmax()), x)
         k, v = (last_tokens(line, self.window - 1, lengths) for line in (k, v))
         return y, state.advance(x.shape[1] if lengths is None else lengths, k=k, v=v, **convs)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)
-        return self.o_proj(softmax_reference(q, k, v, window=self.window).flatten(2))
+        return self.o_proj(softmax_reference(q, k, v, window=self.window, softmax=self._softmax()), x)
+
+    def _softmax(self) -> Softmax:
+        return Softmax(self.config.qk_scale, self.config.softcap, self.sinks)
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         return attention_flops(T, B, self.qkv.n_heads, self.qkv.head_dim, mode, self.window)

@@ -1,0 +1,35 @@
+"""What a softmax mixer may set beside its queries, keys and values: how logits become weights, and what becomes of outputs."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from slipstream.layers.grouped_qkv import GroupedConfig
+
+
+class SoftmaxConfig(GroupedConfig):
+    """Settings of a mixer that can be what trained softmax models are."""
+
+    head_dim: PositiveInt | None = None  # width of a head; default d_model / n_heads
+    qk_scale: PositiveFloat | None = None  # factor on q . k; default 1 / sqrt(head_dim)
+    softcap: PositiveFloat | None = None  # keeps logits within +- c, by c tanh(logit / c) (Gemma 2)
+    sinks: bool = False  # a learned logit a head that takes weight and gives no value (gpt-oss)
+    gated: bool = False  # the heads' outputs times sigmoid(W_g x), channel by channel (Qwen3-Next)
+    o_bias: bool = False  # a bias on the output projection (gpt-oss)
+
+
+class HeadsOutput(nn.Linear):
+    """y = W_o (o * sigmoid(W_g x)), with the gate if config asks for it (Qiu et al. 2025, arXiv:2505.06708).
+
+    The weights are nn.Linear's, so that a mixer's o_proj keeps its names, and g_proj's.
+    """
+
+    def __init__(self, config: SoftmaxConfig, width: int) -> None:
+        super().__init__(width, config.d_model, bias=config.o_bias)
+        self.g_proj = nn.Linear(config.d_model, width, bias=False) if config.gated else None
+
+    def forward(self, o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # type: ignore[override]
+        o = o.flatten(2)
+        return super().forward(o if self.g_proj is None else o * self.g_proj(x).sigmoid())

@@ -1,0 +1,149 @@
+r"""DeepSeek sparse attention (DSA): a light indexer picks top_k tokens for each, and latent attention reads these alone.
+
+    o_t^h = W_v^h sum_{s in C(t)} softmax_s((W_k^hT q_t^h . c_s + rope(u_t^h) . r_s) / sqrt(n + r)) c_s        C(t) = top_k of I_t
+
+    I_ts = sum_i w_t^i relu(a_t^i . b_s)        a_t = rope(W_a z_t)  b_t = rope(norm(W_b x_t))  w_t = W_w x_t      s <= t
+
+c, r, q, u are MLA's (absorbed: all heads read the same latents); z is x, or norm(W_qa x) with q_rank. What is chosen has no
+gradient: the indexer learns only by an auxiliary loss that draws I to the weights of full attention, which is not here. So
+trained on text alone it stays what it was at its start, a random projection in which like finds like; up to top_k tokens
+nothing is left out. Indexing still costs T^2, in few and narrow heads. DeepSeek's FP8 and Hadamard turn are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from slipstream.core.mixer import Mixer, Mode
+from slipstream.core.state import Slot, State
+from slipstream.layers.latent_kv import LatentConfig, LatentKV, one_latent
+from slipstream.layers.rope import rope
+from slipstream.ops.attention import write_cache
+from slipstream.ops.chosen_attention import chosen_tokens, gathered_flops, indexed_flops, indexed_tokens, tokens_flops
+from slipstream.ops.softmax import Softmax, read
+
+
+class Indexer(nn.Module):
+    """What tokens are ranked by. Weights are named as in DeepSeek's checkpoints; positions turn half-split pairs there too."""
+
+    def __init__(self, d_model: int, width: int, n_heads: int, head_dim: int, latent: LatentKV) -> None:
+        super().__init__()
+        self.n_heads, self.rope_base, self.turned = n_heads, latent.rope_base, min(latent.rope, head_dim // 2 * 2)
+        self.wq_b = nn.Linear(width, n_heads * head_dim, bias=False)
+        self.wk = nn.Linear(d_model, head_dim, bias=False)
+        self.k_norm = nn.LayerNorm(head_dim, eps=1e-6)
+        self.weights_proj = nn.Linear(d_model, n_heads, bias=False)
+
+    @torch.no_grad()
+    def forward(
+        self, x: Float[Tensor, "B T D"], low: Float[Tensor, "B T Q"], positions: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T I K"], Float[Tensor, "B T I"], Float[Tensor, "B T K"]]:
+        """a, w and b."""
+        a, b = self.wq_b(low).unflatten(-1, (self.n_heads, -1)), self.k_norm(self.wk(x))[:, :, None]
+        return self._turn(a, positions), self.weights_proj(x), self._turn(b, positions)[:, :, 0]
+
+    def _turn(self, t: Tensor, positions: Tensor) -> Tensor:
+        if not self.rope_base:
+            return t
+        return torch.cat([rope(t[..., : self.turned], positions, self.rope_base), t[..., self.turned :]], -1)
+
+
+class DSA(Mixer, name="dsa", family="sparse"):
+    paper = "DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556; MLA: arXiv:2405.04434, sec. 2.1"
+    use_when = "a trained latent attention must read long texts: few tokens for each, found one by one at any distance"
+    writes, erases = "c, r and b, beside all others", "nothing"
+    decays, reads = "nothing", "W_v sum softmax((W_k^T q) . c + u . r) c over top_k tokens"
+    train_order, decode_order = "T^2", "T"
+    symbols = {
+        "k": "top_k",
+        "H^I": "index_n_heads",
+        "d^I": "index_head_dim",
+        "c^KV": "c_kv",
+        "k^R": "k_rope",
+        "k^I": "k_index",
+    }
+    oracle = (
+        "transformers DeepseekV32Attention, and naive_dsa of fla 0.6.0, tests/oracles/test_chosen_attention_oracles.py"
+    )
+    no_gradient = ("indexer",)
+
+    class Config(LatentConfig):
+        top_k: int = Field(256, ge=1)  # tokens that are read (DeepSeek-V3.2: 2048)
+        index_n_heads: int = Field(4, ge=1)  # heads of the indexer (64)
+        index_head_dim: int = Field(32, ge=2)  # width of one (128)
+
+    config: Config
+    tiny = Config(
+        d_model=16, n_heads=3, q_rank=7, kv_rank=5, nope_head_dim=4, rope_head_dim=2, v_head_dim=3,
+        top_k=6, index_n_heads=2, index_head_dim=4,
+    )  # fmt: skip
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        c, self.latent = config, one_latent(config)
+        self.indexer = Indexer(c.d_model, c.q_rank or c.d_model, c.index_n_heads, c.index_head_dim, self.latent)
+        self.softmax = Softmax(scale=self.latent.scale)
+
+    def slots(self) -> dict[str, Slot]:
+        widths = {
+            "c_kv": (1, self.latent.kv_rank),
+            "k_rope": (1, self.latent.rope),
+            "k_index": (self.config.index_head_dim,),
+        }
+        return {n: Slot((0, *width), dtype=None, grows=True) for n, width in widths.items()}
+
+    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
+        q, chosen, kept = self._choose(x, self.reserve(state, x.shape[1]), lengths)
+        filled = int(state.length.max()) + x.shape[1] if len(x) else 0
+        c, r = kept["c_kv"][:, :filled], kept["k_rope"][:, :filled]
+        o = chosen_tokens(q, torch.cat([c, r], -1), c, chosen, self.softmax)
+        return self._output(o), state.advance(x.shape[1] if lengths is None else lengths, **kept)
+
+    def step(self, x: Float[Tensor, "B 1 D"], state: State):
+        """In a cache that has room already: init_state(B, max_len), or reserve."""
+        q, chosen, kept = self._choose(x, state, None)
+        token = chosen[:, 0, 0, :, None, None].clamp(min=0)
+        c, r = (torch.take_along_dim(kept[n], token, 1) for n in ("c_kv", "k_rope"))
+        o = read(q, torch.cat([c, r], -1), c, chosen.transpose(1, 2) >= 0, self.softmax)
+        return self._output(o), state.advance(1, **kept)
+
+    def _choose(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Queries that meet latents, the tokens they read, and the new slots."""
+        past = state.length
+        positions = past[:, None] + torch.arange(x.shape[1], device=x.device)
+        low = self.latent.low_rank(x)
+        q, turned = self.latent.queries(low, positions)
+        a, w, b = self.indexer(x, low, positions)
+        new = dict(zip(("c_kv", "k_rope"), self.latent.latents(x, positions))) | {"k_index": b}
+        kept = {n: write_cache(state[n], t, past, lengths) for n, t in new.items()}
+        chosen = indexed_tokens(a, w, kept["k_index"], past, self.config.top_k)
+        return torch.cat([self.latent.absorb(q), turned], -1), chosen, kept
+
+    def _output(self, o: Float[Tensor, "B T H C"]) -> Float[Tensor, "B T D"]:
+        return self.latent.o_proj(self.latent.values(o).flatten(2))
+
+    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Expanded, and token by token."""
+        positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)
+        low = self.latent.low_rank(x)
+        q = torch.cat(self.latent.queries(low, positions), -1)
+        k, v = self.latent.expand(*self.latent.latents(x, positions))
+        a, w, b = self.indexer(x, low, positions)
+        outputs = []
+        for t in range(x.shape[1]):
+            scores = torch.einsum("bi,bis->bs", w[:, t], torch.einsum("bik,bsk->bis", a[:, t], b[:, : t + 1]).relu())
+            best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.config.top_k, None, None]
+            keys, values = (torch.take_along_dim(line, best, 1) for line in (k, v))
+            weights = (torch.einsum("bhk,bshk->bhs", q[:, t], keys) * self.latent.scale).softmax(-1)
+            outputs.append(torch.einsum("bhs,bshv->bhv", weights, values))
+        return self.latent.o_proj(torch.stack(outputs, 1).flatten(2))
+
+    def op_flops(self, T: int, B: int, mode: Mode) -> float:
+        c, H, C, R = self.config, self.latent.n_heads, self.latent.kv_rank, self.latent.rope
+        index = indexed_flops(T, B, c.index_n_heads, c.index_head_dim, mode)
+        if mode == "step":
+            return index + gathered_flops(B, H, C + R, C, c.top_k)
+        return index + tokens_flops(T, B, H, C + R, C, c.top_k)
