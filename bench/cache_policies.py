@@ -36,7 +36,6 @@ from slipstream.core.errors import InputError
 from slipstream.core.state import State
 from slipstream.data.source import HELD_OUT, read_text
 from slipstream.models.language_model import LanguageModel
-from slipstream.models.policies import with_policies
 
 FOLDER = Path(__file__).parent.parent / "docs" / "policies"
 PATTERN = "attention(conv_size=4, rope_base=none)"  # without positions what is learned on 1,000 tokens carries to 4,000
@@ -100,6 +99,8 @@ def losses(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
 @torch.no_grad()
 def measure(folder: Path, out: Path, rows: int) -> None:
     """One record a policy, the dense prompt timed beside each."""
+    from slipstream.models.policies import with_policies
+
     model, results = ss.load(folder).eval(), Results(out)
     dense = with_policies(model, cache="full", prefill_policy="dense")
     policies = [("full", p) for p in PREFILLS] + [(c, "dense") for c in CACHES[1:]]

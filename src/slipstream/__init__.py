@@ -25,6 +25,8 @@ _HOMES = {
     "language_model": "slipstream.models.language_model",
     "LanguageModel": "slipstream.models.language_model",
     "load": "slipstream.models.checkpoint",
+    "with_policies": "slipstream.models.policies",
+    "retrieval_heads": "slipstream.models.retrieval_heads",
 }
 _ROOMS = ("mixers", "generate")  # packages that are also functions
 __all__ = [*_HOMES, *_ROOMS, "__version__"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -76,7 +78,7 @@ def test_the_form_that_sees_both_sides_is_its_reference_packed_and_alone(name):
     mixer = cls(cls.tiny.model_copy(update={"causal": False})).double()
     row = torch.randn(1, 60, D, dtype=torch.float64)
     bounds = [0, 1, 24, 30, 60]
-    alone = [mixer.reference(row[:, a:b]) for a, b in zip(bounds, bounds[1:])]
+    alone = [mixer.reference(row[:, a:b]) for a, b in pairwise(bounds)]
     torch.testing.assert_close(mixer(row, torch.tensor(bounds)), torch.cat(alone, 1), rtol=1e-10, atol=1e-10)
     with pytest.raises(InputError, match="causal true"):
         mixer.prefill(row, mixer.init_state(1))
@@ -108,9 +110,6 @@ def test_settings_that_do_not_fit_are_refused_in_words(name, settings, said):
 
 
 def test_key_heads_and_seeds_draw_other_blocks():
-    sets = (
-        ss.mixer("bigbird", d_model=64, n_heads=4).index_sets() + ss.mixer("bigbird", d_model=64, seed=1).index_sets()
-    )
-    own = torch.arange(50, 60)
-    drawn = [s.members[-1].drawn(own).flatten().tolist() for s in sets]
-    assert len({tuple(d) for d in drawn}) == len(drawn) == 5
+    mixers = [ss.mixer("bigbird", d_model=64, n_heads=4, seed=seed) for seed in (0, 1)]
+    drawn = [s.members[-1].drawn(torch.arange(50, 60)) for mixer in mixers for s in mixer.index_sets()]
+    assert len({tuple(d.flatten().tolist()) for d in drawn}) == len(drawn) == 8

@@ -65,12 +65,14 @@ def test_everything_chosen_is_full_attention(block_size):
         close(results(lambda *x, how=how: ops.block_sparse(*x, *how), lines()), want)
 
 
-@pytest.mark.parametrize("gathered", [1, 20])
-def test_the_size_of_a_tile_changes_nothing(gathered, monkeypatch):
+@pytest.mark.parametrize("gathered", [1, 20, 2**15])
+def test_the_size_of_a_tile_changes_nothing_nor_do_rooms_that_are_used_again(gathered, monkeypatch):
     chosen, columns = choice(4, H)
     want = ops.block_sparse(**lines(), chosen=chosen, past=PAST, block_size=4, columns=columns)
     monkeypatch.setattr(ops, "GATHERED", gathered)
     close([ops.block_sparse(**lines(), chosen=chosen, past=PAST, block_size=4, columns=columns)], [want])
+    with torch.no_grad():
+        close([ops.block_sparse(**lines(), chosen=chosen, past=PAST, block_size=4, columns=columns)], [want])
 
 
 def test_rows_are_as_alone():

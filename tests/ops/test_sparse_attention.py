@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_index_sets import SETS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,8 +13,6 @@ from slipstream.ops.index_sets import Global, Strided, Window
 from slipstream.ops.index_tiles import pairs
 from slipstream.ops.softmax import Softmax, merge, read
 from slipstream.ops.sparse_attention import read_set, reference, sparse_attention, sparse_attention_flops
-
-from test_index_sets import SETS
 
 B, T, H, G, K, V = 2, 41, 4, 2, 6, 3
 FRESH = torch.zeros(B, dtype=torch.long)

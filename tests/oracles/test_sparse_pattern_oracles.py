@@ -60,7 +60,7 @@ def take_weights(mixer, theirs):
     with torch.no_grad():
         for ours, name in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
             getattr(mixer.qkv, ours).load_state_dict(getattr(theirs, name).state_dict())
-            if hasattr(theirs, name + "_global"):
+            if getattr(mixer, "qkv_global", None) is not None:
                 getattr(mixer.qkv_global, ours).load_state_dict(getattr(theirs, name + "_global").state_dict())
         mixer.o_proj.weight.copy_(torch.eye(mixer.config.d_model))
 

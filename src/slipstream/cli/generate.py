@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from slipstream.cli.settings import verb
 from slipstream.core.errors import InputError
+from slipstream.core.quantities import bytes_in_words, in_words
 from slipstream.generate.config import GenerateConfig, Sampling
+
+if TYPE_CHECKING:
+    from slipstream.generate.stream import Stream
 
 
 def add(app: typer.Typer) -> None:
@@ -27,6 +31,8 @@ def run(settings: GenerateConfig) -> None:
       slipstream generate runs/book - --save-state read.safetensors --max-new-tokens 0 < long.txt
 
       slipstream generate runs/book --from-state read.safetensors
+
+      slipstream generate runs/book - --cache h2o:512 --prefill-policy minference < long.txt
     """
     if settings.prompt is None and settings.from_state is None:
         raise InputError(f'give a prompt: slipstream generate {settings.run} "Once upon", or --from-state FILE')
@@ -34,8 +40,11 @@ def run(settings: GenerateConfig) -> None:
     from slipstream.generate.reading import Reading
     from slipstream.generate.stream import generate
     from slipstream.models.checkpoint import load
+    from slipstream.models.policies import with_policies
 
     model = load(settings.run)
+    if policies := settings.policies():
+        model = with_policies(model, **policies)
     prompt = read_text("-").content.decode("utf-8") if settings.prompt == "-" else settings.prompt or ""
     begun = Reading.load(settings.from_state, model) if settings.from_state else None
     how: dict[str, Any] = settings.model_dump(include=set(Sampling.model_fields))
@@ -44,9 +53,28 @@ def run(settings: GenerateConfig) -> None:
     text = _show(stream, quiet=settings.as_json)
     if settings.save_state:
         stream.reading.save(settings.save_state, model)
+    cost = _cost(stream) if policies else {}
     if settings.as_json:
         about = {"prompt": prompt, "text": text, "tokens": stream.n_tokens, "ended": stream.ended, "seed": stream.seed}
-        typer.echo(json.dumps(about, ensure_ascii=False))
+        typer.echo(json.dumps(about | policies | cost, ensure_ascii=False))
+    elif policies:
+        typer.echo(_in_words(policies, cost), err=True)
+
+
+def _cost(stream: Stream) -> dict[str, float]:
+    """What the policies come to, after all that was read and written."""
+    from slipstream.models.policies import keys_read
+
+    tokens, held = stream.held
+    return {"tokens_read": tokens, "bytes_held": held, "keys_read": keys_read(stream.model, tokens)}
+
+
+def _in_words(policies: dict[str, Any], cost: dict[str, float]) -> str:
+    names = ", ".join(f"{name} {said if isinstance(said, str) else ', '.join(said)}" for name, said in policies.items())
+    return (
+        f"{names}: {bytes_in_words(cost['bytes_held'])} held after {cost['tokens_read']:,} tokens, "
+        f"{in_words(cost['keys_read'])} keys read a token (mean over the layers)"
+    )
 
 
 def _show(stream: Iterable[Any], quiet: bool) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import typer
 
 from slipstream.core.cards import Card, cards
 from slipstream.core.errors import InputError, nearest
+from slipstream.policies.catalogue import policy_cards
 
 COLUMNS = ("name", "family", "memory", "train", "per token", "what it is")
 
@@ -20,6 +22,7 @@ def list_mixers(
     family: str = typer.Option(
         None, help="only this family: attention, linear, delta, ttt, ssm, rnn, conv, feedforward"
     ),
+    policies: bool = typer.Option(False, "--policies", help="the cache and prefill policies instead of the mixers"),
     as_json: bool = typer.Option(False, "--json", help="as JSON"),
 ) -> None:
     """Every architecture there is: family, how its memory grows, what training and decoding cost, where it is from.
@@ -28,8 +31,13 @@ def list_mixers(
 
       slipstream list --family delta
 
+      slipstream list --policies
+
       slipstream list --json
     """
+    if policies:
+        _list_policies(as_json)
+        return
     chosen = [c for c in cards().values() if family in (None, c.family)]
     if not chosen:
         raise InputError(f"no family is called {family!r}; {nearest(family, {c.family for c in cards().values()})}")
@@ -54,6 +62,25 @@ def facts(c: Card) -> dict[str, object]:
         "memory": {"writes": c.writes, "erases": c.erases, "decays": c.decays, "reads": c.reads},
         "settings": {n: {"type": t, "default": d, "meaning": m} for n, (t, d, m) in c.fields.items()},
     }
+
+
+def _list_policies(as_json: bool) -> None:
+    """Ways of running trained softmax mixers for less."""
+    if as_json:
+        typer.echo(json.dumps([asdict(c) for c in policy_cards()], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "name", "takes", "what it is"):
+        table.add_column(column, no_wrap=column in ("setting", "name"), overflow="fold")
+    for c in policy_cards():
+        table.add_row(c.setting, f"[bold]{c.name}[/]", c.takes, f"{c.title} [dim]({c.paper})[/]")
+    Console().print(table)
+    Console().print(
+        "[dim]slipstream generate RUN PROMPT --cache h2o:512 --prefill-policy minference runs a model so[/]"
+    )
 
 
 def _print_table(chosen: list[Card]) -> None:

@@ -28,7 +28,26 @@ class Task(Config):
     max_new_tokens: Count = Field(200, ge=0, description="tokens to write at most")
 
 
-class GenerateConfig(Sampling, Task):
+class Running(Config):
+    """How attention is run; what was trained does not depend on it."""
+
+    cache: str | None = Field(
+        None,
+        description="what attention keeps: a cache policy such as h2o:512 (slipstream list --policies), or several with commas, "
+        "one a layer (default: as the model says)",
+    )
+    prefill_policy: str | None = Field(
+        None, description="which keys a prompt reads: a prefill policy such as minference (default: as the model says)"
+    )
+
+    def policies(self) -> dict[str, str | list[str]]:
+        """Those that are given: one for all layers, or a list of them."""
+        given = {"cache": self.cache, "prefill_policy": self.prefill_policy}
+        parts = {name: [part.strip() for part in said.split(",")] for name, said in given.items() if said is not None}
+        return {name: several if len(several) > 1 else several[0] for name, several in parts.items()}
+
+
+class GenerateConfig(Running, Sampling, Task):
     """One call of `slipstream generate`."""
 
     stop: list[str] = Field(default_factory=list, description="end before this text")

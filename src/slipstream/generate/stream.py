@@ -89,6 +89,12 @@ class Stream(Iterator[str | int]):
             return self._reading.clone()
         return replace(self._reading.clone(), shown=tuple(self._characters.shown), held=tuple(self._characters.held))
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Tokens that the model has read, and the bytes in which it remembers them."""
+        state = self._reading.state
+        return int(state.length[0]), state.nbytes
+
     def _catch_up(self) -> None:
         """Read the prompt, and the token that was written last: put off until the next is wanted."""
         if self._prompt:

@@ -191,8 +191,7 @@ def reference(
             met = met if columns is None else met | columns[b, :, :seen]
             met = met.repeat_interleave(H // len(met), 0)
             keys, values = (x[b, :seen].repeat_interleave(H // x.shape[2], 1) for x in (k, v))
-            logits = scale * torch.einsum("hk,shk->hs", q[b, t], keys)
-            logits = logits if softmax.cap is None else softmax.cap * torch.tanh(logits / softmax.cap)
+            logits = softmax.capped(scale * torch.einsum("hk,shk->hs", q[b, t], keys))
             weights = logits.masked_fill(~met, -torch.inf)
             if softmax.sinks is not None:
                 weights = torch.cat([weights, softmax.sinks[:, None]], 1)

@@ -58,7 +58,7 @@ class SeerAttention(Mixer, name="seer_attention", family="sparse"):
         threshold: float = Field(0.0, ge=0, lt=1)  # share of the gate's weight below which a block is not read
 
     config: Config
-    tiny = Config(d_model=16, n_heads=4, n_kv_heads=2, conv_size=3, block_size=4, top_k=4)
+    tiny = Config(d_model=16, n_heads=4, n_kv_heads=2, conv_size=3, block_size=4, top_k=4, threshold=0.0)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -1,0 +1,94 @@
+r"""Quest: everything is kept, and a query reads only the pages that may hold a large product with it.
+
+    score(page) = sum_i max(q_i min_i, q_i max_i)        min, max: of the page's keys, channel by channel
+
+The score is an upper bound of q . k over the 16 keys of a page. One token reads its own page and the N / 16 of largest score
+(of equal ones the earlier); the query heads that one key head serves read the same pages, those of the largest bound that any of
+them has. Prompts are read by the prefill policy. The paper leaves its first two layers dense: a pattern can say so, or a
+list of caches, one a layer.
+
+Lost: nothing is gone, a later token may read what this one does not. Memory grows as ever, and by an eighth of the keys for
+the bounds; what is saved is reading.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from slipstream.core.state import Slot, State
+from slipstream.ops.attention import write_cache
+from slipstream.ops.chosen_attention import choose, chosen_tokens, tokens_of
+from slipstream.ops.valid import valid_mask
+from slipstream.policies.policy import CachePolicy, KVHeads, Reading, whole_number
+
+PAGE = 16  # tokens
+
+
+class Quest(CachePolicy, name="quest"):
+    paper = "Tang et al. 2024, arXiv:2406.10774, sec. 3"
+    takes = "N: tokens that are read beside the page of the newest, in pages of 16 (default 512)"
+
+    def __init__(self, kv: KVHeads, tokens: int) -> None:
+        super().__init__(kv)
+        self.pages = -(-tokens // PAGE)
+
+    @classmethod
+    def read_argument(cls, argument: str | None, kv: KVHeads) -> Quest:
+        return cls(kv, whole_number("quest", argument, 512))
+
+    def slots(self) -> dict[str, Slot]:
+        bound = Slot((0, self.kv.n_kv_heads, self.kv.k_head_dim), dtype=None, grows=True, every=PAGE)
+        return self.kv.slots(0, grows=True) | {"k_min": bound, "k_max": bound}
+
+    def prefill(self, q: Tensor, k: Tensor, v: Tensor, state: State, lengths: Tensor | None, how: Reading):
+        kept = self._written(k, v, state, lengths)
+        return how.prompt.attend(q, kept["k"], kept["v"], state.length, lengths, how.softmax), kept
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, state: State, how: Reading):
+        kept, past = self._written(k, v, state), state.length[:, None]
+        own, page = past // PAGE, torch.arange(kept["k_min"].shape[1], device=q.device)
+        seen = (page <= own)[:, None, None]
+        bounds = _bounds(q, kept["k_min"], kept["k_max"]).masked_fill((page == own)[:, None], torch.inf)
+        chosen = choose(bounds[:, None], seen, self.pages + 1)
+        return chosen_tokens(q, kept["k"], kept["v"], tokens_of(chosen, PAGE, past), how.softmax), kept
+
+    def _written(self, k: Tensor, v: Tensor, state: State, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        past = state.length
+        return {
+            "k": write_cache(state["k"], k, past, lengths),
+            "v": write_cache(state["v"], v, past, lengths),
+            "k_min": -_raised(-state["k_min"], -k, past, lengths),
+            "k_max": _raised(state["k_max"], k, past, lengths),
+        }
+
+    def keys_read(self, tokens: int) -> float:
+        """A bound is two vectors, and is read for every page."""
+        return min(tokens, self.pages * PAGE + tokens % PAGE) + 1 + 2 * (tokens // PAGE + 1)
+
+
+def _raised(
+    largest: Float[Tensor, "B P G K"],
+    k: Float[Tensor, "B T G K"],
+    past: Int[Tensor, "B"],
+    lengths: Int[Tensor, "B"] | None,
+) -> Float[Tensor, "B P G K"]:
+    """The largest of each page, with new keys. Pages that begin with them begin anew, whatever stands there; later ones hold 0."""
+    first = torch.arange(largest.shape[1], device=k.device) * PAGE
+    count = torch.full_like(past, k.shape[1]) if lengths is None else lengths
+    raised = largest.masked_fill((first >= past[:, None])[..., None, None], -torch.inf)
+    k = torch.where(valid_mask(count, k.shape[1])[..., None, None], k, -torch.inf)
+    page = (past[:, None] + torch.arange(k.shape[1], device=k.device)) // PAGE
+    raised = raised.scatter_reduce(1, page[..., None, None].expand_as(k), k, "amax")
+    return raised.masked_fill((first >= (past + count)[:, None])[..., None, None], 0)
+
+
+def _bounds(
+    q: Float[Tensor, "B 1 H K"], low: Float[Tensor, "B P G K"], high: Float[Tensor, "B P G K"]
+) -> Float[Tensor, "B G P"]:
+    """The larger of two products is that with the side which the query's sign points to."""
+    grouped = q[:, 0].unflatten(1, (low.shape[2], -1)).to(torch.promote_types(q.dtype, torch.float32))
+    up, down = (torch.einsum("bgrk,bpgk->bgrp", half, side.to(half.dtype)) for half, side in
+                ((grouped.clamp(min=0), high), (grouped.clamp(max=0), low)))  # fmt: skip
+    return (up + down).amax(2)
