@@ -41,7 +41,7 @@ def ratios(arguments: argparse.Namespace) -> Iterator[Ratio]:
     chosen = blocks(tokens)
     sparse = lambda: block_sparse(q, k, v, torch.zeros(1, dtype=torch.long), chosen, BLOCK)  # noqa: E731
     yield against_full(f"blocks at {DENSITY:.0%}", sparse, lambda: full(q, k, v), seconds, 1 / 4)
-    for policy in ("quest:1024", "h2o:1024"):
+    for policy in ("quest:512", "h2o:512"):
         yield against_full(policy, decoding(policy, tokens), decoding("full", tokens), seconds, 1 / 4)
 
 

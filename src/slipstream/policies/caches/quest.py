@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slipstream.core.state import Slot, State
 from slipstream.ops.attention import write_cache
-from slipstream.ops.chosen_attention import choose, chosen_tokens, tokens_of
+from slipstream.ops.chosen_attention import choose, gathered_tokens, tokens_of
 from slipstream.ops.valid import valid_mask
 from slipstream.policies.policy import CachePolicy, KVHeads, Reading, whole_number
 
@@ -47,14 +47,27 @@ class Quest(CachePolicy, name="quest"):
         return how.prompt.attend(q, kept["k"], kept["v"], state.length, lengths, how.softmax), kept
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: State, how: Reading):
-        kept, past = self._written(k, v, state), state.length[:, None]
+        kept, past = self._one_written(k, v, state), state.length[:, None]
         own, page = past // PAGE, torch.arange(kept["k_min"].shape[1], device=q.device)
         seen = (page <= own)[:, None, None]
         bounds = _bounds(q, kept["k_min"], kept["k_max"]).masked_fill((page == own)[:, None], torch.inf)
         chosen = choose(bounds[:, None], seen, self.pages + 1)
-        return chosen_tokens(q, kept["k"], kept["v"], tokens_of(chosen, PAGE, past), how.softmax), kept
+        return gathered_tokens(q, kept["k"], kept["v"], tokens_of(chosen, PAGE, past), how.softmax), kept
 
-    def _written(self, k: Tensor, v: Tensor, state: State, lengths: Tensor | None = None) -> dict[str, Tensor]:
+    def _one_written(self, k: Tensor, v: Tensor, state: State) -> dict[str, Tensor]:
+        """Only the bounds of the newest page move."""
+        past, page = state.length, state.length // PAGE
+        begins = (past % PAGE == 0)[:, None, None, None]
+        own = {n: state[n].take_along_dim(page[:, None, None, None], 1) for n in ("k_min", "k_max")}
+        low, high = torch.minimum(own["k_min"], k), torch.maximum(own["k_max"], k)
+        return {
+            "k": write_cache(state["k"], k, past),
+            "v": write_cache(state["v"], v, past),
+            "k_min": write_cache(state["k_min"], torch.where(begins, k, low), page),
+            "k_max": write_cache(state["k_max"], torch.where(begins, k, high), page),
+        }
+
+    def _written(self, k: Tensor, v: Tensor, state: State, lengths: Tensor | None) -> dict[str, Tensor]:
         past = state.length
         return {
             "k": write_cache(state["k"], k, past, lengths),
