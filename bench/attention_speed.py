@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What sparse attention and cache policies save in time, as ratios to full attention of the same width in one run.
 
-    python bench/attention_speed.py
+python bench/attention_speed.py
 """
 
 from __future__ import annotations

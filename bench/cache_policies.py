@@ -36,14 +36,19 @@ from slipstream.core.errors import InputError
 from slipstream.core.state import State
 from slipstream.data.source import HELD_OUT, read_text
 from slipstream.models.language_model import LanguageModel
+from slipstream.models.policies import keys_read, with_policies
 
 FOLDER = Path(__file__).parent.parent / "docs" / "policies"
 PATTERN = "attention(conv_size=4, rope_base=none)"  # without positions what is learned on 1,000 tokens carries to 4,000
-N_LAYERS, D_MODEL, STEPS, ROWS, LR = 4, 128, 1500, 4, 2e-3
+N_LAYERS, D_MODEL, STEPS, ROWS, LR = 4, 128, 1000, 4, 2e-3
 GAPS = (16, 64, 256, 960)  # of the rungs: tokens between the facts and the questions
 KNOWN = 0.95  # running accuracy for the next rung
-DISTANCE, QUESTIONED_ROWS, PIECE = 4000, 24, 512  # of the questions; tokens of a prompt read at once
-READ, PREDICTED = 4096, 512  # tokens of unseen text read, then predicted one by one
+DISTANCE, QUESTIONED_ROWS, PIECE = 4000, 12, 512  # of the questions; tokens of a prompt read at once
+READ, PREDICTED = (
+    704,
+    256,
+)  # tokens of unseen text read, then predicted one by one: as many as rows had while it learned
+PROMPT = 4096  # tokens of the prompt whose time is taken
 CACHES = [
     "full", "streaming_llm:128", "streaming_llm:512", "streaming_llm:2048", "h2o:128", "h2o:512", "h2o:2048",
     "snapkv:128", "snapkv:512", "snapkv:2048", "quest:128", "quest:512", "quest:2048", "kv_int8", "kv_int4",
@@ -75,9 +80,8 @@ def train(out: Path, steps: int, seed: int) -> None:
         level = task.drawn(rungs[0], draw)
         rows = max(ROWS, ROWS * GAPS[-1] // (6 * level.pairs + rungs[0].gap) // 2)
         batch = task.batch(rows, level, draw)
-        logits = model(batch.tokens)
-        loss, right = losses(logits, batch)
-        loss.backward()
+        loss, right = losses(model(batch.tokens), batch)
+        (loss + text_loss(model, task.text, draw)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -86,7 +90,15 @@ def train(out: Path, steps: int, seed: int) -> None:
         if grasp > KNOWN and len(rungs) > 1:
             rungs, grasp = rungs[1:], 0.0
     model.save(out)
-    print(f"{len(rungs) - 1} rungs left, {grasp:.0%} right on the last; saved in {out}")
+    print(f"{len(rungs) - 1} rungs left, {grasp:.0%} right on the last, loss {loss.item():.2f}; saved in {out}")
+
+
+def text_loss(model: LanguageModel, text: Tensor, draw: torch.Generator, rows: int = 2) -> Tensor:
+    """Of plain text, in rows as long as the longest with facts."""
+    length = GAPS[-1] + 64
+    start = torch.randint(len(text) - length - 1, (rows, 1), generator=draw)
+    tokens = text[start + torch.arange(length + 1)]
+    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def losses(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
@@ -99,11 +111,9 @@ def losses(logits: Tensor, batch: Batch) -> tuple[Tensor, float]:
 @torch.no_grad()
 def measure(folder: Path, out: Path, rows: int) -> None:
     """One record a policy, the dense prompt timed beside each."""
-    from slipstream.models.policies import with_policies
-
     model, results = ss.load(folder).eval(), Results(out)
     dense = with_policies(model, cache="full", prefill_policy="dense")
-    policies = [("full", p) for p in PREFILLS] + [(c, "dense") for c in CACHES[1:]]
+    policies = [("full", "dense")] + [(c, "dense") for c in CACHES[1:]] + [("full", p) for p in PREFILLS[1:]]
     with results.claimed():
         for cache, prefill in policies:
             name = f"cache={cache}, prefill_policy={prefill}"
@@ -119,26 +129,26 @@ def measure(folder: Path, out: Path, rows: int) -> None:
 def quality(model: LanguageModel, rows: int) -> Record:
     task = Facts(texts()[1])
     level = Level(pairs=task.goal.pairs, symbols=task.goal.symbols, gap=DISTANCE)
-    right, asked = 0, 0
-    draw = torch.Generator().manual_seed(7)
+    right, asked, draw = 0, 0, torch.Generator().manual_seed(7)
     for _ in range(rows // ROWS):
         batch = task.batch(ROWS, level, draw)
-        right += int((answered(model, batch) == batch.answers).sum())
+        said, held = answered(model, batch)
+        right += int((said == batch.answers).sum())
         asked += batch.answers.numel()
-    bits, state = predicted(model)
-    keys = statistics.mean(m.cache.keys_read(READ) for m in model.stack.mixers() if m.slots())
-    return {"recall": [right, asked], "bits_per_byte": bits, "bytes": state, "keys_read": keys, "tokens": READ}
+    found = {"recall": [right, asked], "bits_per_byte": predicted(model), "bytes": held // ROWS}
+    return found | {"keys_read": keys_read(model, DISTANCE), "tokens": batch.tokens.shape[1]}
 
 
-def answered(model: LanguageModel, batch: Batch) -> Tensor:
-    """The prompt in pieces up to the first question; then, token by token, what the model says to each question."""
+def answered(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
+    """The prompt in pieces up to the first question; then, token by token, what the model says to each question. And the
+    bytes that are held in the end."""
     first = int(batch.asked[0, 0])
     state = read(model, batch.tokens[:, :first], batch.tokens.shape[1])
     said = []
     for t in range(first, batch.tokens.shape[1]):
         logits, state = model.step(batch.tokens[:, t : t + 1], state)
         said.append(logits[:, 0, batch.choices].argmax(-1))
-    return batch.choices[torch.stack(said, 1).gather(1, batch.asked - first)]
+    return batch.choices[torch.stack(said, 1).gather(1, batch.asked - first)], state.nbytes
 
 
 def read(model: LanguageModel, tokens: Tensor, room: int) -> State:
@@ -148,8 +158,8 @@ def read(model: LanguageModel, tokens: Tensor, room: int) -> State:
     return state
 
 
-def predicted(model: LanguageModel) -> tuple[float, int]:
-    """Bits per byte of unseen text behind a long prompt, and the bytes that the state then holds, of one row."""
+def predicted(model: LanguageModel) -> float:
+    """Bits per byte of unseen text behind a prompt."""
     text = torch.tensor(list(texts()[1]), dtype=torch.long)
     starts = range(0, len(text) - READ - PREDICTED - 1, (len(text) - READ - PREDICTED - 1) // (ROWS - 1))
     rows = torch.stack([text[s : s + READ + PREDICTED + 1] for s in list(starts)[:ROWS]])
@@ -157,17 +167,17 @@ def predicted(model: LanguageModel) -> tuple[float, int]:
     for t in range(READ, READ + PREDICTED):
         logits, state = model.step(rows[:, t : t + 1], state)
         nats += F.cross_entropy(logits[:, 0, :BYTES], rows[:, t + 1]).item()
-    return nats / PREDICTED / math.log(2), state.nbytes // ROWS
+    return nats / PREDICTED / math.log(2)
 
 
-def prompt_time(model: LanguageModel, dense: LanguageModel, repeats: int = 5) -> float:
-    """Time of a prompt of READ tokens over that of the dense one, medians of runs that take turns."""
-    tokens = torch.tensor(list(texts()[1][:READ]), dtype=torch.long)[None]
+def prompt_time(model: LanguageModel, dense: LanguageModel, repeats: int = 3) -> float:
+    """Time of a prompt of PROMPT tokens over that of the dense one, medians of runs that take turns."""
+    tokens = torch.tensor(list(texts()[1][:PROMPT]), dtype=torch.long)[None]
     times: dict[str, list[float]] = {"this": [], "dense": []}
     for _ in range(repeats):
         for name, which in (("this", model), ("dense", dense)):
             start = time.perf_counter()
-            which.prefill(tokens, which.init_state(1, READ), logits=None)
+            which.prefill(tokens, which.init_state(1, PROMPT), logits=None)
             times[name].append(time.perf_counter() - start)
     return statistics.median(times["this"]) / statistics.median(times["dense"])
 

@@ -1,4 +1,4 @@
-"""Recall against what is held and against what is read, a line a policy, as the text of an SVG that can be read on white and black."""
+"""Recall against what is held and against what is read, a line a policy: an SVG that can be read on white and on black."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -442,6 +443,21 @@ def test_a_prefill_policy_reads_what_is_kept(spec):
     x, calls = lines(), [("prefill", 70), ("prefill", 30), ("step", 1), ("prefill", 20)]
     dense = Run(spec, B, 130, Softmax()).calls(x, calls)
     close(Run(spec, B, 130, Softmax(), prompt="xattention:1").calls(x, calls), dense)
+
+
+@pytest.mark.parametrize("softmax", SETTINGS)
+def test_heavy_hitters_hold_what_they_have_collected(softmax):
+    """Positions and scores of every key head, whatever comes of them."""
+    q, k, v = lines()
+    run = Run("h2o:9", B, q.shape[1], SETTINGS[softmax])
+    run.calls([q, k, v], CALLS)
+    for b, g in itertools.product(range(B), range(KV.n_kv_heads)):
+        one, past = HeavyHitters("h2o:9", g, k[b, :, g], v[b, :, g], SETTINGS[softmax]), 0
+        for mode, n in CALLS:
+            one.call(mode, q[b, past : past + n, g * HEADS : (g + 1) * HEADS], past)
+            past += n
+        found = dict(zip(run.state["at"][b, :, g].tolist(), run.state["score"][b, :, g].tolist()))
+        assert found == pytest.approx({p: one.score[p] for p in one.held}, abs=1e-9)
 
 
 def test_of_equal_scores_the_earlier_stays():

@@ -20,7 +20,7 @@ def add(app: typer.Typer) -> None:
 
 def list_mixers(
     family: str = typer.Option(
-        None, help="only this family: attention, linear, delta, ttt, ssm, rnn, conv, feedforward"
+        None, help="only this family: attention, linear, sparse, delta, ttt, ssm, rnn, conv, feedforward"
     ),
     policies: bool = typer.Option(False, "--policies", help="the cache and prefill policies instead of the mixers"),
     as_json: bool = typer.Option(False, "--json", help="as JSON"),

@@ -78,7 +78,7 @@ class Quest(CachePolicy, name="quest"):
 
     def keys_read(self, tokens: int) -> float:
         """A bound is two vectors, and is read for every page."""
-        return min(tokens, self.pages * PAGE + tokens % PAGE) + 1 + 2 * (tokens // PAGE + 1)
+        return min(tokens, self.pages * PAGE + tokens % PAGE) + 1.0 + 2 * (tokens // PAGE + 1)
 
 
 def _raised(

@@ -5,8 +5,9 @@ and through a max pool over 7 tokens its neighbours share them, so that what is 
 the N tokens of most votes, and the last 32. What is generated afterwards is appended; only when it has filled the R places
 that are there for it and for the last 32 does the oldest of it give way, and what was voted for never does.
 
-The settings are those of the paper's tables; the votes of the query heads that one key head serves are summed. A prompt that
-comes in pieces is voted on after every piece, with what the pieces before have kept: N is better no smaller than needed there.
+Window and pool are those of the authors' LongBench settings; the votes of the query heads that one key head serves are summed.
+A prompt that comes in pieces is voted on after every piece, over what the pieces before it have left: the end of a piece
+then decides, which need not ask what the end of the prompt will ask. Pieces as long as the prompt are the paper's rule.
 
 Lost: what the end of the prompt does not ask for. A later question about something else finds it gone.
 """
