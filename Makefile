@@ -22,7 +22,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/mypy
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python docs/generate.py && $(BIN)/python docs/capabilities.py
+	$(BIN)/python docs/generate.py && $(BIN)/python docs/capabilities.py && $(BIN)/python docs/policies.py
 
 # torch first and alone: its CPU build is then what everything else finds
 $(VENV)/torch:

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_docs_are_up_to_date():
-    script = Path(__file__).parents[2] / "docs" / "generate.py"
+
+@pytest.mark.parametrize("name", ["generate", "policies"])
+def test_docs_are_up_to_date(name: str):
+    script = Path(__file__).parents[2] / "docs" / f"{name}.py"
     done = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=300, check=False
     )

@@ -34,7 +34,8 @@ LAWS = [
 ]  # fmt: skip
 KV = KVHeads(n_heads=4, n_kv_heads=2, k_head_dim=8, v_head_dim=4)
 B, HEADS = 2, KV.n_heads // KV.n_kv_heads
-CALLS = [("prefill", 70), *[("step", 1)] * 8, ("prefill", 5), ("prefill", 38), *[("step", 1)] * 40]
+PIECES = [("prefill", 5), ("prefill", 20), ("prefill", 18)]  # the second closes a group of 32 with fewer than 32 tokens
+CALLS = [("prefill", 70), *[("step", 1)] * 8, *PIECES, *[("step", 1)] * 40]
 SETTINGS = {
     "plain": Softmax(),
     "all": Softmax(scale=0.7, cap=3.0, sinks=torch.tensor([0.5, -3.0, 0.0, 2.0], dtype=torch.float64)),
@@ -279,23 +280,20 @@ def test_with_a_small_budget_it_is_its_definition(spec, softmax):
 
 @pytest.mark.parametrize("spec", SMALL)
 def test_ragged_rows_are_as_alone_whatever_the_padding_holds(spec):
-    """Rows of pasts of their own, one of which gets nothing in the second call; then steps."""
-    first, second, tokens = [70, 41, 3], [20, 0, 37], 40
-    whole = lines(3, 200)
+    """Rows of pasts of their own, with steps between and after; in the second prefill one of them gets nothing."""
+    first, second, whole = [70, 41, 3], [20, 0, 37], lines(3, 200)
+    calls = [("prefill", first), *[("step", [1, 1, 1])] * 9, ("prefill", second), *[("step", [1, 1, 1])] * 40]
     for rubbish in (1e4, torch.nan):
-        run = Run(spec, 3, 200, Softmax())
-        ends, batched = [0, 0, 0], []
-        for lengths in (first, second):
+        run, ends, got = Run(spec, 3, 200, Softmax()), [0, 0, 0], [[], [], []]
+        for mode, lengths in calls:
             padded = [rows_of(x, ends, lengths, rubbish) for x in whole]
-            batched.append(run.prefill(*padded, torch.tensor(lengths)))
-            ends = [a + n for a, n in zip(ends, lengths)]
-        for t in range(tokens):
-            batched.append(run.step(*(torch.stack([x[b, e + t] for b, e in enumerate(ends)])[:, None] for x in whole)))
-        for b, (one, two) in enumerate(zip(first, second)):
-            calls = [("prefill", one)] + [("prefill", two)] * (two > 0) + [("step", 1)] * tokens
-            want = Run(spec, 1, 200, Softmax()).calls([x[b : b + 1] for x in whole], calls)
-            got = torch.cat([batched[0][b, :one], batched[1][b, :two], *(o[b] for o in batched[2:])])
-            close(got, want[0])
+            o = run.step(*padded) if mode == "step" else run.prefill(*padded, torch.tensor(lengths))
+            for b, n in enumerate(lengths):
+                got[b].append(o[b, :n])
+                ends[b] += n
+        for b in range(3):
+            own = [(mode, lengths[b]) for mode, lengths in calls if lengths[b]]
+            close(torch.cat(got[b]), Run(spec, 1, 200, Softmax()).calls([x[b : b + 1] for x in whole], own)[0])
 
 
 def rows_of(x: Tensor, starts: list[int], lengths: list[int], rubbish: float) -> Tensor:
@@ -461,12 +459,44 @@ def test_heavy_hitters_hold_what_they_have_collected(softmax):
 
 
 def test_of_equal_scores_the_earlier_stays():
-    """Keys and queries that are all alike: heavy hitters are then those that were there longest, all modes alike."""
-    same = [torch.ones(1, 30, *d, dtype=torch.float64) for d in ((4, 8), (2, 8), (2, 4))]
-    for calls in ([("prefill", 30)], [("prefill", 10), *[("step", 1)] * 20]):
-        run = Run("h2o:8", 1, 30, Softmax())
-        run.calls(same, calls)
-        assert sorted(run.state["at"][0, :, 0].tolist()) == [0, 1, 2, 3, 26, 27, 28, 29]
+    """All attention goes to the first token, and to the others none at all: scores of exactly 0."""
+    q, k, v = (torch.ones(1, 30, *d, dtype=torch.float64) for d in ((4, 8), (2, 8), (2, 4)))
+    k[:, 1:] = -1
+    for calls in ([("prefill", 30)], [("prefill", 10), *[("step", 1)] * 20], [("step", 1)] * 30):
+        run = Run("h2o:8", 1, 30, Softmax(), turn=False)
+        run.calls([200 * q, 200 * k, v], calls)
+        at, score = run.state["at"][0, :, 0], run.state["score"][0, :, 0]
+        assert sorted(at.tolist()) == [0, 1, 2, 3, 26, 27, 28, 29]
+        assert int((score == 0).sum()) == 7
+
+
+def test_those_who_vote_share_no_votes_with_what_stands_before_them():
+    """All attention goes to the first of the last 32 tokens: of the others, all without a vote, the earliest stay."""
+    q, k, v = (torch.ones(1, 60, *d, dtype=torch.float64) for d in ((4, 8), (2, 8), (2, 4)))
+    k[:, [*range(28), *range(29, 60)]] = -1
+    run = Run("snapkv:5", 1, 60, Softmax())
+    run.prefill(200 * q, 200 * k, v)
+    assert sorted(run.state["at"][0, :, 0].tolist())[-37:] == [0, 1, 2, 3, 4, *range(28, 60)]
+
+
+def test_bounds_of_pages_are_those_of_their_keys():
+    """Of keys that are all positive, or all negative: what a page held before it began is not among them."""
+    lengths = torch.tensor([37, 16, 0])
+    for offset in (9.0, -9.0):
+        q, k, v = lines(3, 60)
+        k = k + offset
+        run = Run("quest:16", 3, 60, Softmax())
+        run.state.slots["k_min"].fill_(0.5)
+        run.state.slots["k_max"].fill_(-0.5)
+        run.prefill(*(x[:, :37].masked_fill((torch.arange(37) >= lengths[:, None])[..., None, None], torch.nan) for x in (q, k, v)),
+                    lengths)  # fmt: skip
+        for t in range(20):
+            run.step(*(torch.stack([x[b, n + t] for b, n in enumerate(lengths)])[:, None] for x in (q, k, v)))
+        for b, n in enumerate((lengths + 20).tolist()):
+            for page in range(-(-n // 16)):
+                held = k[b, 16 * page : min(n, 16 * page + 16)]
+                assert torch.equal(run.state["k_min"][b, page], held.amin(0))
+                assert torch.equal(run.state["k_max"][b, page], held.amax(0))
 
 
 def test_extreme_inputs_make_no_nan():

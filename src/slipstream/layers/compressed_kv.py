@@ -142,7 +142,7 @@ class SharedKVHeads(nn.Module):
 
     def reference(
         self, q: Float[Tensor, "B T H K"], keys: Float[Tensor, "B T 1 K"], entries: Float[Tensor, "B N 1 K"],
-        window: int, met: list[Int[Tensor, "B n"]],
+        window: int, met: list[Int[Tensor, "B _"]],
     ) -> Float[Tensor, "B T H K"]:  # fmt: skip
         """Token by token: the window, and those entries of each row that token t meets."""
         outputs = []

@@ -23,7 +23,6 @@ def votes(
 ) -> Float[Tensor, "B S G"]:
     """A query sees the keys before its end, and with end 0 does not vote, whatever it holds."""
     total = k.new_zeros(*k.shape[:3], dtype=torch.promote_types(k.dtype, torch.float32))
-    q = torch.where((ends > 0)[..., None, None], q, 0)
     for i in range(0, q.shape[1] if len(q) else 0, QUERIES):
         rows, until = q[:, i : i + QUERIES], ends[:, i : i + QUERIES]
         tiles = [slice(j, j + KEYS) for j in range(0, int(until.max()), KEYS)]
