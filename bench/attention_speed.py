@@ -21,12 +21,12 @@ from slipstream.ops.attention import window_attention
 from slipstream.ops.block_sparse import block_sparse
 from slipstream.policies.policy import KVHeads, Reading, cache_policy, prefill_policy
 
-HEADS, HEAD_DIM, WINDOW, BLOCK, DENSITY = 8, 64, 512, 64, 0.1
+HEADS, HEAD_DIM, WINDOW, BLOCK, DENSITY = 8, 64, 512, 128, 0.1
 KV = KVHeads(HEADS, HEADS, HEAD_DIM, HEAD_DIM)
 
 
 def main() -> int:
-    parser = options(__doc__, seconds=20, threads=2)
+    parser = options(__doc__, seconds=20, threads=1)
     parser.add_argument("--tokens", type=int, default=16384, help="length of the sequence, or of the context")
     arguments = parser.parse_args()
     begin(arguments)
@@ -38,9 +38,14 @@ def ratios(arguments: argparse.Namespace) -> Iterator[Ratio]:
     tokens, seconds = arguments.tokens, arguments.seconds
     q, k, v = lines(tokens)
     yield against_full(f"window of {WINDOW}", lambda: windowed(q, k, v), lambda: full(q, k, v), seconds, 1 / 8)
-    chosen = blocks(tokens)
-    sparse = lambda: block_sparse(q, k, v, torch.zeros(1, dtype=torch.long), chosen, BLOCK)  # noqa: E731
-    yield against_full(f"blocks at {DENSITY:.0%}", sparse, lambda: full(q, k, v), seconds, 1 / 4)
+    chosen, past = blocks(tokens), torch.zeros(1, dtype=torch.long)
+    yield against_full(
+        f"blocks of {BLOCK} at {DENSITY:.0%}",
+        lambda: block_sparse(q, k, v, chosen, past, BLOCK),
+        lambda: full(q, k, v),
+        seconds,
+        1 / 4,
+    )
     for policy in ("quest:512", "h2o:512"):
         yield against_full(policy, decoding(policy, tokens), decoding("full", tokens), seconds, 1 / 4)
 
