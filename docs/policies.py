@@ -35,7 +35,8 @@ time of a prompt of 4,096 tokens over that of the dense one in the same run.
 **What it is not.** A small model that learned for minutes uses few of its heads for looking facts up; a large one spreads
 them, which is easier on policies that drop tokens evenly and harder on those that trust a few heads. Facts are asked for
 after all else was read: a policy that must choose what to keep before it sees the question has to guess, and that is what
-is being shown.
+is being shown. SnapKV above all was made for prompts that end with their question and come whole; here they come in pieces of
+512 tokens, and the question after them.
 
 Made by `python bench/cache_policies.py` and `python docs/policies.py`; do not edit.
 """

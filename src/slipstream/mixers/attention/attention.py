@@ -55,7 +55,10 @@ class Attention(Lender, name="attention", family="attention"):
         self.sinks = nn.Parameter(torch.zeros(self.qkv.n_heads)) if config.sinks else None
         self.o_proj = HeadsOutput(config, self.qkv.width)
         kv = KVHeads(self.qkv.n_heads, self.qkv.n_kv_heads, self.qkv.head_dim, self.qkv.head_dim)
-        self.cache, self.prompt = cache_policy(config.cache, kv), prefill_policy(config.prefill_policy, config.causal)
+        self.cache, self.prompt = (
+            cache_policy(config.cache, kv, config.causal),
+            prefill_policy(config.prefill_policy, config.causal),
+        )
         if not self.own_kv and (policies := (config.cache, config.prefill_policy)) != ("full", "dense"):
             raise InputError(
                 f"layers that share a cache read all of it: cache full, prefill_policy dense, not {policies}"
