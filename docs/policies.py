@@ -13,7 +13,7 @@ from policies_figure import Point, figure
 
 from slipstream.compare.results import Record, Results
 from slipstream.core.quantities import bytes_in_words
-from slipstream.policies.policy import Policy, cache_policies, prefill_policies
+from slipstream.policies.catalogue import PolicyCard, policy_cards
 
 DOCS = Path(__file__).parent
 FIGURE = "policies.svg"
@@ -58,8 +58,7 @@ def page(records: list[Record]) -> str:
             "|---|---:|---:|---:|",
             *(_prompt_row(r) for r in prompts),
             "\n## What each does\n",
-            *_told(cache_policies(), "cache"),
-            *_told(prefill_policies(), "prefill"),
+            *map(_told, policy_cards()),
             "",
         ]
     )
@@ -78,12 +77,9 @@ def _prompt_row(r: Record) -> str:
     return f"| `{r['prefill']}` | {_recall(r)} | {r['bits_per_byte']:.3f} | {r['prompt_time']:.2f} |"
 
 
-def _told(policies: dict[str, type[Policy]], kind: str) -> list[str]:
-    lines = []
-    for name, policy in sorted(policies.items()):
-        argument = f":{policy.takes}" if policy.takes else ""
-        lines.append(f"- **{name}** ({kind}{argument and f', `{name}:` {policy.takes}'}). {policy.paper}.")
-    return lines
+def _told(card: PolicyCard) -> str:
+    takes = f", `{card.name}:` {card.takes}" if card.takes else ""
+    return f"- **{card.name}** ({card.setting.removesuffix('_policy')}{takes}). {card.paper}."
 
 
 def files() -> dict[Path, str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
-from slipstream.core.mixer import Mode
+from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import State
 from slipstream.layers.norm import RMSNorm, rms_norm
 from slipstream.layers.rope import rope
@@ -174,6 +174,29 @@ class LatentKV(nn.Module):
         if mode == "step":
             return split_attention_flops(T, B, self.n_heads, (self.kv_rank, self.rope), self.kv_rank)
         return attention_flops(T, B, self.n_heads, max(self.nope + self.rope, self.value), mode)
+
+
+class LatentMixer(Mixer):
+    """Abstract. A mixer that does with its `latent` what LatentKV does; it states its slots."""
+
+    latent: LatentKV
+
+    def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Training needs no cache."""
+        return self.latent.whole(x)
+
+    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
+        return self.latent.prefill(x, self.reserve(state, x.shape[1]), lengths)
+
+    def step(self, x: Float[Tensor, "B 1 D"], state: State):
+        """In a cache that has room already: init_state(B, max_len), or reserve."""
+        return self.latent.step(x, state)
+
+    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.latent.reference(x)
+
+    def op_flops(self, T: int, B: int, mode: Mode) -> float:
+        return self.latent.op_flops(T, B, mode)
 
 
 def one_latent(config: LatentConfig) -> LatentKV:

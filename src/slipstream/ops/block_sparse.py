@@ -182,7 +182,7 @@ def reference(
 ) -> Float[Tensor, "B T H V"]:
     """The definition, query by query."""
     H, outputs = q.shape[2], []
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+    scale = softmax.scale_of(q.shape[3])
     for b, first in enumerate(past.tolist()):
         for t in range(q.shape[1]):
             seen, own = first + t + 1, (first + t) // block_size

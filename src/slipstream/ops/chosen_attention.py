@@ -343,7 +343,7 @@ def reference(
     """The definition, query by query, over the first T tokens."""
     H, outputs = q.shape[2], []
     k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+    scale = softmax.scale_of(q.shape[3])
     for t in range(q.shape[1]):
         block = torch.arange(t + 1, device=q.device) // block_size
         met = (chosen[:, t, :, :, None] == block).any(2).repeat_interleave(H // chosen.shape[2], 1)

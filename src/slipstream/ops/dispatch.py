@@ -104,13 +104,16 @@ def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    if torch.compiler.is_compiling() or _torch_alone.get() or not offered(op):  # a compiler cannot see into a kernel
+    backends = (
+        () if torch.compiler.is_compiling() or _torch_alone.get() else offered(op)
+    )  # no compiler sees into a kernel
+    if not backends:
         return torch_form(*args, **kwargs)
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     call = Call(
         tensors[0].device.type, tensors[0].dtype, torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     )
-    backend = next((b for b in offered(op) if b.accepts(call) and b.ready()), None)
+    backend = next((b for b in backends if b.accepts(call) and b.ready()), None)
     return (backend.run if backend else torch_form)(*args, **kwargs)
 
 

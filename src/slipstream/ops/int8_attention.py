@@ -43,7 +43,7 @@ def int8_attention(
 ) -> Float[Tensor, "B T H V"]:
     """k and v are laid out by position, and q_t of row b stands at past_b + t. raised: by how much all logits of a query are
     to be raised, before a cap and beside a sink, where k is not all of the key."""
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+    scale = softmax.scale_of(q.shape[3])
     filled = int(past.max()) + q.shape[1] if len(past) else 0
     keys, values = to_int8(k[:, :filled], KEYS), v[:, :filled]
     outputs = [q.new_zeros(len(q), 0, q.shape[2], v.shape[3])]
@@ -98,7 +98,7 @@ def reference(
 ) -> Float[Tensor, "B T H V"]:
     """The definition, query by query, in integers."""
     (B, T, H, _), per, outputs = q.shape, q.shape[2] // k.shape[2], torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+    scale = softmax.scale_of(q.shape[3])
     filled = int(past.max()) + T
     for b, t, h in torch.cartesian_prod(*(torch.arange(n) for n in (B, T, H))).tolist():
         head, first = k[b, :filled, h // per], t // QUERIES * QUERIES

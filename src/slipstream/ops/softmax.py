@@ -35,6 +35,10 @@ class Softmax:
         """Whether torch's own attention can do it."""
         return self.cap is None and self.sinks is None
 
+    def scale_of(self, width: int) -> float:
+        """The scale of products of queries and keys so wide."""
+        return width**-0.5 if self.scale is None else self.scale
+
     def capped(self, logits: Tensor) -> Tensor:
         """Within the cap, where there is one."""
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
@@ -87,7 +91,7 @@ def read_with_lse(
     softmax: Softmax = PLAIN,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
     """A part of what the queries read, without sinks, and the logarithm of its denominator: -inf where no key was met."""
-    return read_by_logits(_logits(q, k, softmax), v, mask)
+    return read_by_logits(logits_of(q, k, softmax), v, mask)
 
 
 def read_by_logits(
@@ -129,11 +133,11 @@ def with_sinks(o: Float[Tensor, "B T H V"], lse: Float[Tensor, "B T H"], softmax
     return o * torch.sigmoid(lse - softmax.sinks)[..., None].to(o.dtype)
 
 
-def _logits(q: Tensor, k: Tensor, softmax: Softmax) -> Float[Tensor, "B H T S"]:
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+def logits_of(q: Float[Tensor, "B T H K"], k: Float[Tensor, "B S G K"], softmax: Softmax) -> Float[Tensor, "B H T S"]:
+    """Scaled and capped, in float32 at least; masks and sinks are not in them."""
     wide = torch.promote_types(q.dtype, torch.float32)
     groups = k.shape[2]
-    q = q.transpose(1, 2).unflatten(1, (groups, -1)) * scale  # B G R T K
+    q = q.transpose(1, 2).unflatten(1, (groups, -1)) * softmax.scale_of(q.shape[3])  # B G R T K
     return softmax.capped((q @ k.permute(0, 2, 3, 1)[:, :, None]).flatten(1, 2).to(wide))
 
 

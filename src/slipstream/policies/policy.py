@@ -6,6 +6,7 @@ prompt is cut can then change what is left out. Where nothing has to be left out
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -135,7 +136,7 @@ class CachePolicy(Policy):
 
 def cache_policy(spec: str, kv: KVHeads, causal: bool = True) -> CachePolicy:
     """The policy written as name or name:argument. Raises InputError for an unknown name or an argument that cannot be."""
-    cls, argument = _parsed(spec, "cache", cache_policies())
+    cls, argument = _parsed(spec, "cache", "caches")
     if not causal and spec != "full":
         raise InputError(f"cache {spec} goes by what comes after what; with causal=false only full can be")
     return cls.read_argument(argument, kv)
@@ -143,7 +144,7 @@ def cache_policy(spec: str, kv: KVHeads, causal: bool = True) -> CachePolicy:
 
 def prefill_policy(spec: str, causal: bool = True) -> PrefillPolicy:
     """The same for prompts. What is not causal can only be read densely."""
-    cls, argument = _parsed(spec, "prefill", prefill_policies())
+    cls, argument = _parsed(spec, "prefill", "prefills")
     if not causal and spec != "dense":
         raise InputError(f"prefill_policy {spec} chooses among earlier tokens; with causal=false only dense can be")
     return cls.read_argument(argument, causal)
@@ -151,12 +152,12 @@ def prefill_policy(spec: str, causal: bool = True) -> PrefillPolicy:
 
 def cache_policies() -> dict[str, type[CachePolicy]]:
     """Every cache policy: name -> class."""
-    return {c.name: c for c in _classes("caches") if issubclass(c, CachePolicy)}
+    return {name: _class("caches", name) for name in _names("caches")}
 
 
 def prefill_policies() -> dict[str, type[PrefillPolicy]]:
     """Every prefill policy: name -> class."""
-    return {c.name: c for c in _classes("prefills") if issubclass(c, PrefillPolicy)}
+    return {name: _class("prefills", name) for name in _names("prefills")}
 
 
 def no_argument(name: str, argument: str | None) -> None:
@@ -174,15 +175,22 @@ def whole_number(name: str, argument: str | None, default: int, least: int = 1) 
     return int(argument)
 
 
-def _parsed(spec: str, kind: str, known: dict[str, Any]) -> tuple[Any, str | None]:
+def _parsed(spec: str, kind: str, folder: str) -> tuple[Any, str | None]:
     name, colon, argument = spec.partition(":")
-    if name not in known:
-        raise InputError(f"no {kind} policy {name!r}; {nearest(name, known)}")
-    return known[name], argument if colon else None
+    if name not in _names(folder):
+        raise InputError(f"no {kind} policy {name!r}; {nearest(name, _names(folder))}")
+    return _class(folder, name), argument if colon else None
 
 
-def _classes(folder: str) -> list[type]:
-    """Those declared in the files of a folder."""
+@functools.cache
+def _names(folder: str) -> tuple[str, ...]:
+    """Of the policies in a folder, which are those of their files."""
     package = importlib.import_module(f"slipstream.policies.{folder}")
-    modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-    return [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
+    return tuple(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def _class(folder: str, name: str) -> Any:
+    """The policy of that name; only its file is imported."""
+    module = importlib.import_module(f"slipstream.policies.{folder}.{name}")
+    own = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
+    return next(c for c in own if issubclass(c, Policy) and c.name == name)

@@ -44,7 +44,7 @@ class Prompt:
         wide, tokens = torch.promote_types(q.dtype, torch.float32), q.shape[1]
         self.own, self.n_blocks = blocks_of(past, tokens, block_size)
         self.past, self.block_size, self.softmax = past, block_size, softmax
-        self.scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+        self.scale = softmax.scale_of(q.shape[3])
         self.lengths = torch.full_like(past, tokens) if lengths is None else lengths
         self.ends = past + self.lengths
         self.q = zero_padding(q.detach(), self.lengths).to(wide)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from slipstream.ops.softmax import Softmax
+from slipstream.ops.softmax import Softmax, logits_of
 
 QUERIES, KEYS = 256, 1024  # of a tile
 
@@ -61,10 +61,7 @@ def _log_total(q: Tensor, k: Tensor, ends: Tensor, tiles: list[slice], softmax: 
 
 
 def _logits(q: Tensor, k: Tensor, softmax: Softmax) -> Float[Tensor, "B G R t s"]:
-    scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.unflatten(2, (k.shape[2], -1)) * scale
-    return softmax.capped(torch.einsum("btgrk,bsgk->bgrts", grouped, k).to(wide))
+    return logits_of(q, k, softmax).unflatten(1, (k.shape[2], -1))
 
 
 def _seen(ends: Tensor, k: Tensor, tile: slice) -> Bool[Tensor, "B 1 1 t s"]:

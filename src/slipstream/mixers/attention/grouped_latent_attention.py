@@ -10,18 +10,16 @@ prompts expand the latents, single steps read them as they lie. The authors' bia
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from slipstream.core.config import heads
-from slipstream.core.mixer import Mixer, Mode
-from slipstream.core.state import Slot, State
-from slipstream.layers.latent_kv import LatentConfig, LatentKV
+from slipstream.core.state import Slot
+from slipstream.layers.latent_kv import LatentConfig, LatentKV, LatentMixer
 
 
-class GroupedLatentAttention(Mixer, name="grouped_latent_attention", family="attention"):
+class GroupedLatentAttention(LatentMixer, name="grouped_latent_attention", family="attention"):
     paper = "Zadouri, Strauss, Dao 2025, arXiv:2505.21487; layer as in Dao-AILab/grouped-latent-attention"
-    use_when = "as mla, when the heads of a layer are shared among devices, which then keep their own latents only"
+    use_when = (
+        "facts must be found at any distance, and devices share the heads of a layer and keep their own latents only"
+    )
     writes, erases = "c^1 .. c^L and r, beside all others", "nothing"
     decays, reads = "nothing", "W_v sum softmax((W_k^T q) . c^g + u . r) c^g"
     train_order, decode_order = "T^2", "T"
@@ -45,20 +43,3 @@ class GroupedLatentAttention(Mixer, name="grouped_latent_attention", family="att
     def slots(self) -> dict[str, Slot]:
         latents, key = (0, self.latent.n_latents, self.latent.kv_rank), (0, 1, self.latent.rope)
         return {"c_kv": Slot(latents, dtype=None, grows=True), "k_rope": Slot(key, dtype=None, grows=True)}
-
-    def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Training needs no cache."""
-        return self.latent.whole(x)
-
-    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        return self.latent.prefill(x, self.reserve(state, x.shape[1]), lengths)
-
-    def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        """In a cache that has room already: init_state(B, max_len), or reserve."""
-        return self.latent.step(x, state)
-
-    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.latent.reference(x)
-
-    def op_flops(self, T: int, B: int, mode: Mode) -> float:
-        return self.latent.op_flops(T, B, mode)

@@ -11,15 +11,11 @@ the positions of DeepSeek's longest models (YaRN) is not here.
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from slipstream.core.mixer import Mixer, Mode
-from slipstream.core.state import Slot, State
-from slipstream.layers.latent_kv import LatentConfig, one_latent
+from slipstream.core.state import Slot
+from slipstream.layers.latent_kv import LatentConfig, LatentMixer, one_latent
 
 
-class MLA(Mixer, name="mla", family="attention"):
+class MLA(LatentMixer, name="mla", family="attention"):
     paper = "DeepSeek-AI 2024, arXiv:2405.04434, sec. 2.1; as in DeepSeek-V3, arXiv:2412.19437, sec. 2.1.1"
     use_when = "facts must be found again at any distance, and the cache of many heads is more than memory holds"
     writes, erases = "c and r, beside all others", "nothing"
@@ -47,20 +43,3 @@ class MLA(Mixer, name="mla", family="attention"):
     def slots(self) -> dict[str, Slot]:
         widths = {"c_kv": self.latent.kv_rank, "k_rope": self.latent.rope}
         return {n: Slot((0, 1, width), dtype=None, grows=True) for n, width in widths.items()}
-
-    def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Training needs no cache."""
-        return self.latent.whole(x)
-
-    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        return self.latent.prefill(x, self.reserve(state, x.shape[1]), lengths)
-
-    def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        """In a cache that has room already: init_state(B, max_len), or reserve."""
-        return self.latent.step(x, state)
-
-    def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.latent.reference(x)
-
-    def op_flops(self, T: int, B: int, mode: Mode) -> float:
-        return self.latent.op_flops(T, B, mode)

@@ -30,7 +30,7 @@ class Sage(PrefillPolicy, name="sage"):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, past: Tensor, lengths: Tensor | None, softmax: Softmax) -> Tensor:
         ends = past + (q.shape[1] if lengths is None else lengths)
-        scale = q.shape[3] ** -0.5 if softmax.scale is None else softmax.scale
+        scale = softmax.scale_of(q.shape[3])
         q = zero_padding(q.detach(), lengths)
         wide = zero_padding(k.detach(), ends).to(torch.promote_types(k.dtype, torch.float32))
         mean = wide.sum(1, keepdim=True) / ends.clamp(min=1)[:, None, None, None]

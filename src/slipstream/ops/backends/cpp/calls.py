@@ -1,18 +1,20 @@
-"""Calling a kernel: contiguous tensors go as addresses (None as null), sizes as 64-bit integers."""
+"""Calling a kernel, and offering it to its op: contiguous tensors go as addresses (None as null), sizes as 64-bit integers."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slipstream.ops.backends.cpp.library import library
+from slipstream.ops.dispatch import Backend, Call, register
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
+REAL = (torch.float32, torch.float64)
 
 
 def call(kernel: str, name: str, dtype: torch.dtype, tensors: Sequence[Tensor | None], *sizes: int) -> None:
@@ -31,7 +33,10 @@ def _function(kernel: str, name: str, n_tensors: int, n_sizes: int) -> Any:
     return function
 
 
-@functools.cache
-def available(kernel: str) -> bool:
-    """Whether the kernel is there, compiled now if need be."""
-    return library(kernel) is not None
+def offer(op: str, run: Callable[..., Any], dtypes: Collection[torch.dtype] = REAL) -> None:
+    """Make the kernel of that name a backend of the op of that name, for these dtypes on a CPU."""
+
+    def accepts(given: Call) -> bool:
+        return given.device == "cpu" and given.dtype in dtypes
+
+    register(op, Backend("cpp", accepts, run, lambda: library(op) is not None))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import available, call
-from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.backends.cpp.calls import call, offer
 from slipstream.ops.valid import last_tokens, zero_padding
 
 BLOCK = 128  # as in causal_conv.cpp
@@ -60,8 +59,4 @@ class _CausalConv(torch.autograd.Function):
         return gx, g_weight.sum((0, 1)), g_bias.sum((0, 1)) if ctx.has_bias else None, g_state, None
 
 
-def accepts(call: Call) -> bool:
-    return call.device == "cpu" and call.dtype in (torch.float32, torch.float64)
-
-
-register("causal_conv", Backend("cpp", accepts, run, lambda: available("causal_conv")))
+offer("causal_conv", run)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import SUFFIX, available, call
-from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.backends.cpp.calls import SUFFIX, call, offer
 
 
 def run(decay: Tensor, b: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,8 +47,4 @@ def _sizes(line: Tensor) -> tuple[int, int, int]:
     return line.shape[0], line.shape[1], math.prod(line.shape[2:])
 
 
-def accepts(call: Call) -> bool:
-    return call.device == "cpu" and call.dtype in SUFFIX
-
-
-register("linear_scan", Backend("cpp", accepts, run, lambda: available("linear_scan")))
+offer("linear_scan", run, SUFFIX)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import available, call
-from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.backends.cpp.calls import call, offer
 
 CHUNK = 16  # as in selective_scan.cpp
 
@@ -74,8 +73,4 @@ class _SelectiveScan(torch.autograd.Function):
         return gx, gdt, gB.sum(0), gC.sum(0), None if gA is None else gA.sum(0), g_start, None, None
 
 
-def accepts(call: Call) -> bool:
-    return call.device == "cpu" and call.dtype in (torch.float32, torch.float64)
-
-
-register("selective_scan", Backend("cpp", accepts, run, lambda: available("selective_scan")))
+offer("selective_scan", run)

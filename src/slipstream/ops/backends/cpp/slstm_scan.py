@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slipstream.ops import slstm_scan as op
-from slipstream.ops.backends.cpp.calls import available, call
-from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.backends.cpp.calls import call, offer
 
 
 def run(gates: Tensor, U: Tensor, state: op.SLSTMState, lengths: Tensor | None = None) -> tuple[Tensor, op.SLSTMState]:
@@ -42,8 +41,4 @@ class _SLSTMScan(torch.autograd.Function):
         return g_raw, torch.einsum("thbk,thbg->hkg", before, g_raw), *g_start
 
 
-def accepts(call: Call) -> bool:
-    return call.device == "cpu" and call.dtype in (torch.float32, torch.float64)
-
-
-register("slstm_scan", Backend("cpp", accepts, run, lambda: available("slstm_scan")))
+offer("slstm_scan", run)
