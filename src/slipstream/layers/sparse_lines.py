@@ -1,4 +1,4 @@
-"""What mixers over an index set share: keys and values kept whole or as long as they are seen, and a read of them."""
+"""What mixers with a cache of keys and values share: kept whole or as long as they are seen, and a read of them."""
 
 from __future__ import annotations
 

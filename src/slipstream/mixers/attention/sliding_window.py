@@ -17,10 +17,10 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedQKV
 from slipstream.layers.softmax_heads import HeadsOutput, SoftmaxConfig
+from slipstream.layers.sparse_lines import read_recent, recent_slots
 from slipstream.ops.attention import attention_flops, window_attention
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.softmax import Softmax
-from slipstream.ops.valid import last_tokens, zero_padding
 
 
 class SlidingWindow(Mixer, name="sliding_window", family="attention"):
@@ -49,15 +49,14 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
         self.o_proj = HeadsOutput(config, self.qkv.width)
 
     def slots(self) -> dict[str, Slot]:
-        dims = (self.window - 1, self.qkv.n_kv_heads, self.qkv.head_dim)
-        return {"k": Slot(dims, dtype=None), "v": Slot(dims, dtype=None), **self.qkv.slots()}
+        return recent_slots(self.qkv, self.window - 1)
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        q, k, v, convs = self.qkv(x, state, lengths)
-        k, v = (torch.cat([state[n], zero_padding(new, lengths)], 1) for n, new in (("k", k), ("v", v)))
-        y = self.o_proj(window_attention(q, k, v, state.length, self.window, self._softmax()), x)
-        k, v = (last_tokens(line, self.window - 1, lengths) for line in (k, v))
-        return y, state.advance(x.shape[1] if lengths is None else lengths, k=k, v=v, **convs)
+        def read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return window_attention(q, k, v, state.length, self.window, self._softmax())
+
+        o, new = read_recent(self.qkv, x, state, lengths, read)
+        return self.o_proj(o, x), new
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)
