@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from slipstream.bench.learn import BETAS, WARM_UP
 from slipstream.bench.probe_model import D_MODEL, probe_pattern
 from slipstream.bench.task import distinct
+from slipstream.layers.linear import Linear
 from slipstream.models.pattern import layers
 from slipstream.models.stack import Stack
 
@@ -39,9 +40,9 @@ class Adder(nn.Module):
     def __init__(self, arch: str, d_model: int = D_MODEL) -> None:
         super().__init__()
         pattern, n_layers = probe_pattern(arch, d_model)
-        self.inward = nn.Linear(2, d_model)
+        self.inward = Linear(2, d_model)
         self.stack = Stack(layers(pattern, n_layers), d_model, {})
-        self.outward = nn.Linear(d_model, 1)
+        self.outward = Linear(d_model, 1)
 
     def forward(self, rows: Float[Tensor, "n T 2"]) -> Float[Tensor, "n"]:
         return self.outward(self.stack(self.inward(rows))[:, -1])[:, 0]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.bucket_attention import EMPTY, Rings
 
 
-def chosen_heads(proj: nn.Linear, x: Float[Tensor, "B T D"], n_heads: int) -> Float[Tensor, "B T H K"]:
+def chosen_heads(proj: Linear, x: Float[Tensor, "B T D"], n_heads: int) -> Float[Tensor, "B T H K"]:
     """A projection by heads, in float32 at least: in bfloat16 rounding would move tokens to other buckets."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.linear(x.to(wide), proj.weight.to(wide)).unflatten(-1, (n_heads, -1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm, rms_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import write_cache
@@ -48,7 +49,7 @@ class Compressor(nn.Module):
         super().__init__()
         self.rate, self.width, self.turned, self.base, self.overlap = rate, width, turned, base, overlap
         self.length, wide = (2 * rate, 2 * width) if overlap else (rate, width)
-        self.kv_proj, self.gate_proj = (nn.Linear(d_model, wide, bias=False) for _ in range(2))
+        self.kv_proj, self.gate_proj = (Linear(d_model, wide, bias=False) for _ in range(2))
         self.position_bias = nn.Parameter(torch.zeros(rate, wide))
         self.kv_norm = RMSNorm(width)
 
@@ -113,12 +114,12 @@ class SharedKVHeads(nn.Module):
         if self.turned % 2 or self.turned > self.head_dim:
             raise InputError(f"rope_head_dim {self.turned} must be even, and at most the {self.head_dim} of a head")
         if config.q_rank:
-            self.q_a_proj, self.q_a_norm = nn.Linear(D, config.q_rank, bias=False), RMSNorm(config.q_rank)
+            self.q_a_proj, self.q_a_norm = Linear(D, config.q_rank, bias=False), RMSNorm(config.q_rank)
         self.low_rank_q = bool(config.q_rank)
-        self.q_b_proj = nn.Linear(config.q_rank or D, D, bias=False)
-        self.kv_proj, self.kv_norm = nn.Linear(D, self.head_dim, bias=False), RMSNorm(self.head_dim)
+        self.q_b_proj = Linear(config.q_rank or D, D, bias=False)
+        self.kv_proj, self.kv_norm = Linear(D, self.head_dim, bias=False), RMSNorm(self.head_dim)
         self.sinks = nn.Parameter(torch.zeros(self.n_heads))
-        self.o_proj = nn.Linear(D, D, bias=False)
+        self.o_proj = Linear(D, D, bias=False)
 
     def low_rank(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T Q"]:
         """What queries are made of."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
+from slipstream.layers.linear import Linear
 
 
 def add_grouped_lines(mixer: Mixer, n_heads: int | None, n_kv_heads: int | None) -> tuple[int, int, int]:
@@ -23,7 +24,7 @@ def add_grouped_lines(mixer: Mixer, n_heads: int | None, n_kv_heads: int | None)
         raise InputError(f"n_heads {n_heads} does not divide into n_kv_heads {n_kv_heads} groups")
     widths = {"q": d_model, "k": n_kv_heads * head_dim, "v": n_kv_heads * head_dim, "o": d_model}
     for name, width in widths.items():
-        mixer.add_module(f"{name}_proj", nn.Linear(d_model, width, bias=False))
+        mixer.add_module(f"{name}_proj", Linear(d_model, width, bias=False))
     return n_heads, n_kv_heads, head_dim
 
 

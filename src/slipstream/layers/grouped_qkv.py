@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import partial_rope
 from slipstream.layers.short_conv import ShortConv
@@ -51,7 +52,7 @@ class GroupedQKV(nn.Module):
         widths = {n: w for n, w in widths.items() if own_kv or n == "q"}
         self.names = tuple(widths)
         for name, width in widths.items():
-            self.add_module(f"{name}_proj", nn.Linear(config.d_model, width, bias=config.qkv_bias))
+            self.add_module(f"{name}_proj", Linear(config.d_model, width, bias=config.qkv_bias))
             if config.qk_norm and name != "v":
                 self.add_module(f"{name}_norm", RMSNorm(self.head_dim))
         self.convs = nn.ModuleDict({n: ShortConv(w, config.conv_size) for n, w in widths.items() if config.conv_size})

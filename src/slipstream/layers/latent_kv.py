@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm, rms_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
@@ -52,16 +53,16 @@ class LatentKV(nn.Module):
         self._check()
         D, queries = config.d_model, n_heads * (self.nope + self.rope)
         if config.q_rank:
-            self.q_a_proj = nn.Linear(D, config.q_rank, bias=False)
+            self.q_a_proj = Linear(D, config.q_rank, bias=False)
             self.q_a_layernorm = RMSNorm(config.q_rank)
-            self.q_b_proj = nn.Linear(config.q_rank, queries, bias=False)
+            self.q_b_proj = Linear(config.q_rank, queries, bias=False)
         else:
-            self.q_proj = nn.Linear(D, queries, bias=False)
+            self.q_proj = Linear(D, queries, bias=False)
         self.low_rank_q = bool(config.q_rank)
-        self.kv_a_proj_with_mqa = nn.Linear(D, n_latents * kv_rank + self.rope, bias=False)
+        self.kv_a_proj_with_mqa = Linear(D, n_latents * kv_rank + self.rope, bias=False)
         self.kv_a_layernorm = RMSNorm(n_latents * kv_rank)
-        self.kv_b_proj = nn.Linear(kv_rank, n_heads * (self.nope + self.value), bias=False)
-        self.o_proj = nn.Linear(n_heads * self.value, D, bias=False)
+        self.kv_b_proj = Linear(kv_rank, n_heads * (self.nope + self.value), bias=False)
+        self.o_proj = Linear(n_heads * self.value, D, bias=False)
 
     def _check(self) -> None:
         if self.n_heads % self.n_latents:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 
 
 def add_lines(mixer: Mixer, widths: dict[str, int], conv_size: int) -> None:
     """Give the mixer <name>_proj and, when conv_size is not 0, <name>_conv1d, for each line."""
     for name, width in widths.items():
-        mixer.add_module(f"{name}_proj", nn.Linear(mixer.config.d_model, width, bias=False))
+        mixer.add_module(f"{name}_proj", Linear(mixer.config.d_model, width, bias=False))
     for name, width in widths.items() if conv_size else ():
         mixer.add_module(f"{name}_conv1d", ShortConv(width, conv_size))
 

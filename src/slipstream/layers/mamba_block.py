@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.state import State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 
 Recurrence = Callable[[Tensor], tuple[Float[Tensor, "B T I"], Float[Tensor, "B I N"]]]  # x (B T I) -> o, h
@@ -25,10 +26,10 @@ Recurrence = Callable[[Tensor], tuple[Float[Tensor, "B T I"], Float[Tensor, "B I
 class Block(Protocol):
     """A mixer with the block's weights, and the slots h and conv."""
 
-    in_proj: nn.Linear
+    in_proj: Linear
     conv1d: ShortConv
     D: nn.Parameter
-    out_proj: nn.Linear
+    out_proj: Linear
 
 
 def through_block(

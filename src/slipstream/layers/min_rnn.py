@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.linear_scan import linear_scan
 
@@ -32,8 +33,8 @@ class MinRNN(nn.Module):
         super().__init__()
         self.d_inner = round(config.d_model * config.expand)
         self.conv1d = ShortConv(config.d_model, config.conv_size, True, activation=False) if config.conv_size else None
-        self.to_hidden_and_gates = nn.Linear(config.d_model, (1 + n_gates) * self.d_inner, bias=False)
-        self.to_out = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.to_hidden_and_gates = Linear(config.d_model, (1 + n_gates) * self.d_inner, bias=False)
+        self.to_out = Linear(self.d_inner, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_inner,))} | ({"conv": self.conv1d.slot()} if self.conv1d else {})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.layers.grouped_qkv import GroupedConfig
+from slipstream.layers.linear import Linear
 
 
 class SoftmaxConfig(GroupedConfig):
@@ -20,7 +21,7 @@ class SoftmaxConfig(GroupedConfig):
     o_bias: bool = False  # a bias on the output projection (gpt-oss)
 
 
-class HeadsOutput(nn.Linear):
+class HeadsOutput(Linear):
     """y = W_o (o * sigmoid(W_g x)), with the gate if config asks for it (Qiu et al. 2025, arXiv:2505.06708).
 
     The weights are nn.Linear's, so that a mixer's o_proj keeps its names, and g_proj's.
@@ -28,7 +29,7 @@ class HeadsOutput(nn.Linear):
 
     def __init__(self, config: SoftmaxConfig, width: int) -> None:
         super().__init__(width, config.d_model, bias=config.o_bias)
-        self.g_proj = nn.Linear(config.d_model, width, bias=False) if config.gated else None
+        self.g_proj = Linear(config.d_model, width, bias=False) if config.gated else None
 
     def forward(self, o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # type: ignore[override]
         o = o.flatten(2)

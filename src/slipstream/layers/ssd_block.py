@@ -20,6 +20,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.layers.decay_gate import time_steps
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm, rms_norm
 from slipstream.layers.short_conv import ShortConv
 
@@ -41,13 +42,13 @@ class SSDConfig(MixerConfig):
 class Block(Protocol):
     """A mixer with the block's weights."""
 
-    in_proj: nn.Linear
+    in_proj: Linear
     conv1d: ShortConv
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
     norm: RMSNorm
-    out_proj: nn.Linear
+    out_proj: Linear
 
 
 def add_block(mixer: Mixer, config: SSDConfig, more: int = 0) -> tuple[int, int]:
@@ -57,13 +58,13 @@ def add_block(mixer: Mixer, config: SSDConfig, more: int = 0) -> tuple[int, int]
     if config.n_groups < 1 or n_heads % config.n_groups:
         raise InputError(f"n_heads {n_heads} does not divide into n_groups {config.n_groups}")
     convolved = d_inner + 2 * config.n_groups * config.d_state
-    mixer.in_proj = nn.Linear(config.d_model, d_inner + convolved + n_heads * (1 + more), bias=False)
+    mixer.in_proj = Linear(config.d_model, d_inner + convolved + n_heads * (1 + more), bias=False)
     mixer.conv1d = ShortConv(convolved, config.conv_size, bias=True)
     mixer.dt_bias = time_steps(n_heads)
     mixer.A_log = nn.Parameter(torch.empty(n_heads).uniform_(1, 16).log())
     mixer.D = nn.Parameter(torch.ones(n_heads))
     mixer.norm = RMSNorm(d_inner, eps=1e-5)
-    mixer.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+    mixer.out_proj = Linear(d_inner, config.d_model, bias=False)
     return n_heads, d_inner // n_heads
 
 

@@ -20,6 +20,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.inner_sgd import Layers, Net, averaged_reference, averaged_sgd, averaged_step, inner_sgd_flops
@@ -49,13 +50,11 @@ class TTTBlock(nn.Module):
         self.head_dim, D = config.d_model // self.n_heads, config.d_model
         if self.head_dim % 2:
             raise InputError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even; change n_heads")
-        self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.o_proj = (
-            nn.Linear(D, D, bias=False) for _ in range(5)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(5))
         self.convs = nn.ModuleDict(
             {n: ShortConv(D, config.conv_size, bias=True, activation=False) for n in "qk" if config.conv_size}
         )
-        self.lr_proj = nn.Linear(D, self.n_heads)
+        self.lr_proj = Linear(D, self.n_heads)
         self.learnable_token_idx = nn.Parameter(torch.zeros(config.mini_batch))
         self.ttt_norm_weight = nn.Parameter(torch.ones(self.n_heads, self.head_dim))
         self.ttt_norm_bias = nn.Parameter(torch.zeros(self.n_heads, self.head_dim))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from slipstream.layers.linear import Linear
+
 
 class NextTokenHead(nn.Module):
     """h (B T D) -> logits (B T V), by the embedding's own matrix when tied (Press & Wolf 2016, arXiv:1608.05859)."""
 
     def __init__(self, d_model: int, vocab_size: int, tied_to: nn.Embedding | None) -> None:
         super().__init__()
-        self.proj = nn.Linear(d_model, vocab_size, bias=False)
+        self.proj = Linear(d_model, vocab_size, bias=False)
         if tied_to is not None:
             self.proj.weight = tied_to.weight
 

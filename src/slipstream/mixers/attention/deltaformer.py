@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.delta_attention import delta_values, delta_values_flops
@@ -42,9 +43,9 @@ class DeltaFormer(Mixer, name="deltaformer", family="attention"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.qkv = GroupedQKV(config)
-        self.b_proj = nn.Linear(config.d_model, self.qkv.n_kv_heads)
+        self.b_proj = Linear(config.d_model, self.qkv.n_kv_heads)
         nn.init.zeros_(self.b_proj.bias)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         cache = Slot((0, self.qkv.n_kv_heads, self.qkv.head_dim), dtype=None, grows=True)

@@ -20,6 +20,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_lines import add_grouped_lines, forget_bias, grouped_lines, log_forget
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import rms_norm
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.attention import reference as softmax_reference
@@ -48,14 +49,14 @@ class ForgettingTransformer(Mixer, name="forgetting_transformer", family="attent
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.n_heads, self.n_kv_heads, self.head_dim = add_grouped_lines(self, config.n_heads, config.n_kv_heads)
-        self.f_proj = nn.Linear(config.d_model, self.n_heads)
+        self.f_proj = Linear(config.d_model, self.n_heads)
         nn.init.zeros_(self.f_proj.bias)
         if config.pro:
-            self.k_shift = nn.Linear(config.d_model, self.n_kv_heads, bias=False)
-            self.v_shift = nn.Linear(config.d_model, self.n_kv_heads, bias=False)
+            self.k_shift = Linear(config.d_model, self.n_kv_heads, bias=False)
+            self.v_shift = Linear(config.d_model, self.n_kv_heads, bias=False)
             self.q_norm, self.o_norm = (nn.Parameter(torch.ones(self.n_heads, self.head_dim)) for _ in range(2))
             self.k_norm = nn.Parameter(torch.ones(self.n_kv_heads, self.head_dim))
-            self.g_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+            self.g_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         cache = Slot((0, self.n_kv_heads, self.head_dim), dtype=None, grows=True)

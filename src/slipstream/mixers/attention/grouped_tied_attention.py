@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.split_attention import split_attention, split_attention_flops
@@ -53,10 +54,10 @@ class GroupedTiedAttention(Mixer, name="grouped_tied_attention", family="attenti
             )
         self.rope_dim = max(2, self.head_dim // 4 * 2)  # half a head, or one pair less than would be half
         self.tied_dim = self.head_dim - self.rope_dim
-        self.q_proj = nn.Linear(D, D, bias=False)
-        self.kv_proj = nn.Linear(D, self.n_kv_heads * self.head_dim, bias=False)
-        self.k_rope_proj = nn.Linear(D, self.rope_dim, bias=False)
-        self.o_proj = nn.Linear(D, D, bias=False)
+        self.q_proj = Linear(D, D, bias=False)
+        self.kv_proj = Linear(D, self.n_kv_heads * self.head_dim, bias=False)
+        self.k_rope_proj = Linear(D, self.rope_dim, bias=False)
+        self.o_proj = Linear(D, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         tied, key = (0, self.n_kv_heads, self.head_dim), (0, 1, self.rope_dim)

@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.route import Gathered, Way, best, group, route_flops, router_logits, weigh
@@ -59,10 +60,10 @@ class MixtureOfAttentionHeads(Mixer, name="mixture_of_attention_heads", family="
         if config.rope_base and self.head_dim % 2:
             raise InputError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even, or rope_base none")
         width = config.n_kv_heads * self.head_dim
-        self.router = nn.Linear(D, E, bias=False)
+        self.router = Linear(D, E, bias=False)
         self.q_experts = nn.Parameter(torch.empty(E, width, D).uniform_(-(D**-0.5), D**-0.5))
         self.o_experts = nn.Parameter(torch.empty(E, D, width).uniform_(-(width**-0.5), width**-0.5))
-        self.kv_proj = nn.Linear(D, 2 * width, bias=False)
+        self.kv_proj = Linear(D, 2 * width, bias=False)
         self.bias = nn.Parameter(torch.zeros(D))
 
     def slots(self) -> dict[str, Slot]:

@@ -23,6 +23,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.route import best, router_logits, weigh
 
@@ -61,7 +62,7 @@ class MixtureOfHeads(Mixer, name="mixture_of_heads", family="attention"):
                 f"not learn) to the {n_routed} of {n_heads} heads that are not among the n_shared_heads {self.n_shared}"
             )
         self.qkv = GroupedQKV(config.model_copy(update={"n_heads": n_heads}))
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
         self.gates = HeadGates(config.d_model, n_heads, self.n_shared, self.top_k)
 
     def slots(self) -> dict[str, Slot]:
@@ -121,8 +122,8 @@ class HeadGates(nn.Module):
             self.shared = self._router(d_model, n_shared)
 
     @staticmethod
-    def _router(d_model: int, outputs: int) -> nn.Linear:
-        router = nn.Linear(d_model, outputs, bias=False)
+    def _router(d_model: int, outputs: int) -> Linear:
+        router = Linear(d_model, outputs, bias=False)
         nn.init.normal_(router.weight, std=0.02)
         return router
 

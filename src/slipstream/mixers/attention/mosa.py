@@ -21,6 +21,7 @@ from slipstream.core.bidirectional import Bidirectional
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mode
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import partial_rope
 from slipstream.ops.attention import attention, attention_flops
 from slipstream.ops.attention import reference as softmax_reference
@@ -63,12 +64,12 @@ class MoSA(Bidirectional, name="mosa", family="attention"):
                 f"and must be even"
             )
         H, K = self.n_heads, self.head_dim
-        self.router = nn.Linear(D, H, bias=False)
+        self.router = Linear(D, H, bias=False)
         self.qkv_heads = nn.Parameter(torch.empty(H, 3 * K, D).uniform_(-((3 * K) ** -0.5), (3 * K) ** -0.5))
         self.o_heads = nn.Parameter(torch.empty(H, D, K).uniform_(-((D * H) ** -0.5), (D * H) ** -0.5))
         if self.n_dense:
-            self.qkv_proj = nn.Linear(D, 3 * self.n_dense * K, bias=False)
-            self.o_proj = nn.Linear(self.n_dense * K, D, bias=False)
+            self.qkv_proj = Linear(D, 3 * self.n_dense * K, bias=False)
+            self.o_proj = Linear(self.n_dense * K, D, bias=False)
 
     def whole(self, x: Float[Tensor, "B T D"], lengths: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B T D"]:
         x = zero_padding(x, lengths)

@@ -21,6 +21,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_lines import add_grouped_lines, forget_bias, grouped_lines, log_forget
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm, l2_norm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.attention import attention, attention_flops, write_cache
@@ -57,10 +58,10 @@ class PathAttention(Mixer, name="path_attention", family="attention"):
         self.n_heads, self.n_kv_heads, self.head_dim = add_grouped_lines(self, config.n_heads, config.n_kv_heads)
         D, kv_width = config.d_model, self.n_kv_heads * self.head_dim
         ranks = [D, *([config.w_rank] if config.w_rank else []), kv_width]
-        self.w_proj = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(ranks)))
+        self.w_proj = nn.Sequential(*(Linear(a, b, bias=False) for a, b in pairwise(ranks)))
         self.w_conv1d = ShortConv(kv_width, config.conv_size) if config.conv_size else None
-        self.bt_proj = nn.Linear(D, self.n_kv_heads)
-        self.g_proj = nn.Linear(D, self.n_heads) if config.forget_gate else None
+        self.bt_proj = Linear(D, self.n_kv_heads)
+        self.g_proj = Linear(D, self.n_heads) if config.forget_gate else None
         self.q_norm, self.k_norm = (RMSNorm(self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2))
 
     def slots(self) -> dict[str, Slot]:

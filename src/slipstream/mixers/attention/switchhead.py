@@ -25,6 +25,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import partial_rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.route import Gathered, Way, best, group, route_flops, router_logits, weigh
@@ -62,8 +63,8 @@ class SwitchHead(Mixer, name="switchhead", family="attention"):
             raise InputError(
                 f"rotary positions turn pairs: rope_fraction {config.rope_fraction:g} of head_dim {K} is {turned}, and must be even"
             )
-        self.q_proj, self.k_proj = (nn.Linear(D, H * K, bias=False) for _ in range(2))
-        self.v_router, self.o_router = (nn.Linear(D, H * E, bias=False) for _ in range(2))
+        self.q_proj, self.k_proj = (Linear(D, H * K, bias=False) for _ in range(2))
+        self.v_router, self.o_router = (Linear(D, H * E, bias=False) for _ in range(2))
         self.v_experts = nn.Parameter(torch.randn(H * E, K, D) * D**-0.5)
         self.o_experts = nn.Parameter(torch.randn(H * E, D, K) * (H * K) ** -0.5)
         for proj in (self.q_proj, self.k_proj):
@@ -104,7 +105,7 @@ class SwitchHead(Mixer, name="switchhead", family="attention"):
         lines = (proj(x).unflatten(-1, (self.n_heads, -1)) for proj in (self.q_proj, self.k_proj))
         return [partial_rope(t, positions, self.config.rope_base, self.config.rope_fraction) for t in lines]
 
-    def _route(self, x: Tensor, router: nn.Linear) -> tuple[Int[Tensor, "B T E"], Float[Tensor, "B T H k"]]:
+    def _route(self, x: Tensor, router: Linear) -> tuple[Int[Tensor, "B T E"], Float[Tensor, "B T H k"]]:
         """The chosen experts of all heads, in one row, numbered through; and their weights."""
         logits = router_logits(x, router.weight).unflatten(-1, (self.n_heads, -1))
         chosen = best(logits, self.config.top_k)

@@ -18,6 +18,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.attention import reference as softmax_reference
@@ -53,14 +54,14 @@ class TPA(Mixer, name="tpa", family="attention"):
             raise InputError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         self.ranks = {"q": config.q_rank, "k": config.k_rank, "v": config.v_rank}
         self.a_proj, self.b_proj = (
-            nn.ModuleDict({n: nn.Linear(D, width * rank, bias=False) for n, rank in self.ranks.items()})
+            nn.ModuleDict({n: Linear(D, width * rank, bias=False) for n, rank in self.ranks.items()})
             for width in (self.n_heads, self.head_dim)
         )
         for name, rank in self.ranks.items():  # Glorot's bounds, of the weight seen as (D H R) and (D R K)
             for line, fans in ((self.a_proj, (D + self.n_heads) * rank), (self.b_proj, (D + rank) * self.head_dim)):
                 bound = (6 / fans) ** 0.5
                 nn.init.uniform_(line.get_parameter(f"{name}.weight"), -bound, bound)
-        self.o_proj = nn.Linear(self.n_heads * self.head_dim, D, bias=False)
+        self.o_proj = Linear(self.n_heads * self.head_dim, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         H, K, ranks = self.n_heads, self.head_dim, {n: self.ranks[n] for n in "kv"}

@@ -18,6 +18,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.causal_conv import dilated_conv, dilated_conv_flops
 from slipstream.ops.causal_conv import reference as conv_reference
 
@@ -44,10 +45,10 @@ class TCN(Mixer, name="tcn", family="conv"):
             raise InputError(f"tcn takes n_levels >= 1, conv_size >= 2; got {config.n_levels} and {config.conv_size}")
         self.d_hidden = config.d_hidden or config.d_model
         same = self.d_hidden == config.d_model
-        self.in_proj = nn.Identity() if same else nn.Linear(config.d_model, self.d_hidden)
+        self.in_proj = nn.Identity() if same else Linear(config.d_model, self.d_hidden)
         dilations = [2**level for level in range(config.n_levels) for _ in range(2)]
         self.network = nn.ModuleList(CausalConv(self.d_hidden, config.conv_size, d) for d in dilations)
-        self.out_proj = nn.Linear(self.d_hidden, config.d_model)
+        self.out_proj = Linear(self.d_hidden, config.d_model)
 
     def _convs(self) -> dict[str, CausalConv]:
         """Two a level, under the names of their slots."""

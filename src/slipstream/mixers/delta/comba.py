@@ -21,6 +21,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
 from slipstream.layers.delta_lines import by_heads, unit
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
@@ -55,14 +56,14 @@ class Comba(Mixer, name="comba", family="delta"):
         self.v_head_dim = round(self.head_dim * config.expand_v)
         k_width, v_width = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
         add_lines(self, {"q": k_width, "k": k_width, "v": v_width}, config.conv_size)
-        self.a_proj = nn.Linear(config.d_model, self.n_heads, bias=False)
-        self.b_proj = nn.Linear(config.d_model, self.n_heads, bias=False)
-        self.g_proj = nn.Linear(config.d_model, v_width, bias=False)
+        self.a_proj = Linear(config.d_model, self.n_heads, bias=False)
+        self.b_proj = Linear(config.d_model, self.n_heads, bias=False)
+        self.g_proj = Linear(config.d_model, v_width, bias=False)
         self.A_log, self.dt_bias = decay_rates(self.n_heads), time_steps(self.n_heads)
         self.decay = nn.Parameter(torch.ones(self.n_heads))
         self.D = nn.Parameter(torch.full((self.n_heads,), config.correction))
         self.o_norm = RMSNorm(self.v_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(v_width, config.d_model, bias=False)
+        self.o_proj = Linear(v_width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.v_head_dim)), **line_slots(self)}

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.delta_lines import delta_one, delta_prefill, unit_heads_reference
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.delta_scan import delta_flops
@@ -47,9 +48,9 @@ class DeltaNet(Mixer, name="deltanet", family="delta"):
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.b_proj = nn.Linear(config.d_model, self.n_heads, bias=False)
+        self.b_proj = Linear(config.d_model, self.n_heads, bias=False)
         self.o_norm = RMSNorm(self.head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), **line_slots(self)}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
@@ -23,6 +23,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
 from slipstream.layers.delta_lines import unit_heads
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import GatedRMSNorm
 from slipstream.ops.chunks import DecayKind
@@ -68,13 +69,13 @@ class GatedDeltaProduct(Mixer, name="gated_deltaproduct", family="delta"):
             raise InputError(f"n_v_heads {self.n_v_heads} is no multiple of n_heads {self.n_heads}; {self.n_heads} is")
         k_width, v_width = self.n_heads * self.head_dim, self.n_v_heads * self.v_head_dim
         add_lines(self, {"q": k_width, "k": self.n * k_width, "v": self.n * v_width}, config.conv_size)
-        self.b_proj = nn.Linear(config.d_model, self.n * self.n_v_heads, bias=False)
+        self.b_proj = Linear(config.d_model, self.n * self.n_v_heads, bias=False)
         if config.forget_gate:
-            self.a_proj = nn.Linear(config.d_model, self.n_v_heads, bias=False)
+            self.a_proj = Linear(config.d_model, self.n_v_heads, bias=False)
             self.A_log, self.dt_bias = decay_rates(self.n_v_heads), time_steps(self.n_v_heads)
-        self.g_proj = nn.Linear(config.d_model, v_width, bias=False)
+        self.g_proj = Linear(config.d_model, v_width, bias=False)
         self.o_norm = GatedRMSNorm(self.v_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(v_width, config.d_model, bias=False)
+        self.o_proj = Linear(v_width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_v_heads, self.head_dim, self.v_head_dim)), **line_slots(self)}

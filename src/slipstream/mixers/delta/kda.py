@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
 from slipstream.layers.delta_lines import delta_one, delta_prefill, unit_heads_reference
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.delta_scan import delta_flops
@@ -51,14 +52,14 @@ class KimiDeltaAttention(Mixer, name="kda", family="delta"):
         self.head_dim = config.head_dim or config.d_model // heads(config.d_model, self.n_heads)
         width = self.n_heads * self.head_dim
         add_lines(self, dict.fromkeys("qkv", width), config.conv_size)
-        self.f_a_proj = nn.Linear(config.d_model, self.head_dim, bias=False)
-        self.f_b_proj = nn.Linear(self.head_dim, width, bias=False)
+        self.f_a_proj = Linear(config.d_model, self.head_dim, bias=False)
+        self.f_b_proj = Linear(self.head_dim, width, bias=False)
         self.A_log, self.dt_bias = decay_rates(self.n_heads), time_steps(width)
-        self.b_proj = nn.Linear(config.d_model, self.n_heads, bias=False)
-        self.g_a_proj = nn.Linear(config.d_model, self.head_dim, bias=False)
-        self.g_b_proj = nn.Linear(self.head_dim, width, bias=False)
+        self.b_proj = Linear(config.d_model, self.n_heads, bias=False)
+        self.g_a_proj = Linear(config.d_model, self.head_dim, bias=False)
+        self.g_b_proj = Linear(self.head_dim, width, bias=False)
         self.o_norm = RMSNorm(self.head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(width, config.d_model, bias=False)
+        self.o_proj = Linear(width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), **line_slots(self)}

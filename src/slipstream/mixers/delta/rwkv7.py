@@ -24,6 +24,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.delta_scan import dplr_flops, dplr_scan, dplr_step
 from slipstream.ops.valid import last_tokens
@@ -58,7 +59,7 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
         self.head_dim = D // self.n_heads
         for name, power in SHIFT_POWERS.items():
             self.register_parameter(f"x_{name}", nn.Parameter(1 - ramp(D, power)))
-        self.r_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.r_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(4))
         for proj, gain in ((self.r_proj, 1.0), (self.k_proj, 0.1), (self.v_proj, 1.0)):
             nn.init.orthogonal_(proj.weight, gain)
         rank = _rank(2.5, D, self.head_dim)
@@ -121,7 +122,7 @@ class LoRA(nn.Module):
 
     def __init__(self, width: int, rank: int, act: nn.Module, bias: Float[Tensor, "D"] | None) -> None:
         super().__init__()
-        first, second = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=bias is not None)
+        first, second = Linear(width, rank, bias=False), Linear(rank, width, bias=bias is not None)
         nn.init.zeros_(first.weight)
         nn.init.orthogonal_(second.weight, 0.1 * max(1.0, width / rank) ** 0.5)
         if bias is not None:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.per_token import PerToken
+from slipstream.layers.linear import Linear
 
 
 class MLP(PerToken, name="mlp", family="feedforward"):
@@ -31,8 +32,8 @@ class MLP(PerToken, name="mlp", family="feedforward"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         d_ff = config.d_ff or 4 * config.d_model
-        self.up_proj = nn.Linear(config.d_model, d_ff, bias=False)
-        self.down_proj = nn.Linear(d_ff, config.d_model, bias=False)
+        self.up_proj = Linear(config.d_model, d_ff, bias=False)
+        self.down_proj = Linear(d_ff, config.d_model, bias=False)
 
     def transform(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down_proj(F.gelu(self.up_proj(x)))

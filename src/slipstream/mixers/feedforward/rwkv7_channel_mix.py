@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.valid import last_tokens
 
@@ -40,7 +41,7 @@ class RWKV7ChannelMix(Mixer, name="rwkv7_channel_mix", family="feedforward"):
         super().__init__(config)
         D, d_ff = config.d_model, config.d_ff or 4 * config.d_model
         self.x_k = nn.Parameter(1 - ramp(D, 4.0).flatten())
-        self.key, self.value = nn.Linear(D, d_ff, bias=False), nn.Linear(d_ff, D, bias=False)
+        self.key, self.value = Linear(D, d_ff, bias=False), Linear(d_ff, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"shift": shift_slot(self.config.d_model)}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.valid import last_tokens
 
@@ -40,8 +41,8 @@ class RWKVChannelMix(Mixer, name="rwkv_channel_mix", family="feedforward"):
         super().__init__(config)
         D, d_ff = config.d_model, config.d_ff or config.d_model * 7 // 2
         self.time_mix_key, self.time_mix_receptance = nn.Parameter(ramp(D, 1.0)), nn.Parameter(ramp(D, 1.0))
-        self.key, self.value = nn.Linear(D, d_ff, bias=False), nn.Linear(d_ff, D, bias=False)
-        self.receptance = nn.Linear(D, D, bias=False)
+        self.key, self.value = Linear(D, d_ff, bias=False), Linear(d_ff, D, bias=False)
+        self.receptance = Linear(D, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"shift": shift_slot(self.config.d_model)}

@@ -16,12 +16,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import GatedRMSNorm
 from slipstream.layers.rope import rope
@@ -65,10 +66,10 @@ class ABC(Mixer, name="abc", family="linear"):
                 f"key width {k_width} (d_model * expand_k) is not n_heads {self.n_heads} times an even number"
             )
         add_lines(self, {"q": k_width, "k": k_width, "v": config.d_model}, config.conv_size)
-        self.s_proj = nn.Linear(config.d_model, self.n_heads * config.n_slots, bias=False)
-        self.g_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.s_proj = Linear(config.d_model, self.n_heads * config.n_slots, bias=False)
+        self.g_proj = Linear(config.d_model, config.d_model, bias=False)
         self.g_norm = GatedRMSNorm(self.v_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         H, M = self.n_heads, self.config.n_slots

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import taylor_exp
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
 
@@ -47,7 +48,7 @@ class Based(Mixer, name="based", family="linear"):
         self.n_heads, K = heads(config.d_model, config.n_heads), config.feature_dim
         self.n_features, self.head_dim = 1 + K + K * (K + 1) // 2, config.d_model // self.n_heads
         add_lines(self, {"q": self.n_heads * K, "k": self.n_heads * K, "v": config.d_model}, config.conv_size)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.n_features, self.head_dim + 1)), **line_slots(self)}

@@ -15,13 +15,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import Features, feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import cosine_fading
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
 
@@ -49,7 +50,7 @@ class CosFormer(Mixer, name="cosformer", family="linear"):
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, 2 * self.head_dim, self.head_dim + 1)), **line_slots(self)}

@@ -19,6 +19,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import GatedRMSNorm
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
@@ -56,11 +57,11 @@ class GatedLinearAttention(Mixer, name="gated_linear_attention", family="linear"
                 raise InputError(f"width {width} of {name} does not divide into n_heads {self.n_heads}; change one")
         self.k_head_dim, self.v_head_dim = widths["k"] // self.n_heads, widths["v"] // self.n_heads
         add_lines(self, widths, config.conv_size)
-        low, high = nn.Linear(config.d_model, config.gate_rank, bias=False), nn.Linear(config.gate_rank, widths["k"])
+        low, high = Linear(config.d_model, config.gate_rank, bias=False), Linear(config.gate_rank, widths["k"])
         self.gk_proj = nn.Sequential(low, high)
-        self.g_proj = nn.Linear(config.d_model, widths["v"], bias=False)
+        self.g_proj = Linear(config.d_model, widths["v"], bias=False)
         self.g_norm_swish_gate = GatedRMSNorm(self.v_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(widths["v"], config.d_model, bias=False)
+        self.o_proj = Linear(widths["v"], config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.k_head_dim, self.v_head_dim)), **line_slots(self)}

@@ -15,12 +15,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.slot_scan import slot_flops, slot_scan, slot_step
@@ -58,9 +59,9 @@ class GatedSlotAttention(Mixer, name="gated_slot_attention", family="linear"):
             raise InputError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads} groups")
         kv_width = self.n_kv_heads * self.head_dim
         add_lines(self, {"q": config.d_model, "k": kv_width, "v": kv_width}, config.conv_size)
-        self.f_proj = nn.Linear(config.d_model, self.n_kv_heads * config.n_slots, bias=False)
+        self.f_proj = Linear(config.d_model, self.n_kv_heads * config.n_slots, bias=False)
         self.g_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         H, M = self.n_heads, self.config.n_slots

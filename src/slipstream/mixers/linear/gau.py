@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.places import cut_out
 from slipstream.ops.valid import zero_padding
 
@@ -47,14 +48,14 @@ class GAU(Mixer, name="gau", family="linear"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.width = round(config.expand * config.d_model)
-        self.hidden_proj = nn.Linear(config.d_model, 2 * self.width, bias=False)
-        self.z_proj = nn.Linear(config.d_model, config.k_dim, bias=False)
+        self.hidden_proj = Linear(config.d_model, 2 * self.width, bias=False)
+        self.z_proj = Linear(config.d_model, config.k_dim, bias=False)
         self.gamma = nn.Parameter(torch.ones(4, config.k_dim))
         self.beta = nn.Parameter(torch.zeros(4, config.k_dim))
         self.bias = nn.Parameter(
             torch.full((config.block_size,), config.block_size**-0.5)
         )  # at first, a mean of the chunk
-        self.o_proj = nn.Linear(self.width, config.d_model, bias=False)
+        self.o_proj = Linear(self.width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         C, K, V = self.config.block_size, self.config.k_dim, self.width

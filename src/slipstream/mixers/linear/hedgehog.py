@@ -20,6 +20,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import softmax_pair
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
 
@@ -48,7 +49,7 @@ class Hedgehog(Mixer, name="hedgehog", family="linear"):
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
         identity = torch.eye(self.head_dim).repeat(self.n_heads, 1, 1)
         self.feature_map_q, self.feature_map_k = nn.Parameter(identity), nn.Parameter(identity.clone())
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, 2 * self.head_dim, self.head_dim + 1)), **line_slots(self)}

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
@@ -59,7 +60,7 @@ class HGRN2(Mixer, name="hgrn2", family="linear"):
         start = math.log(config.lower_bound / (1 - config.lower_bound))
         self.lower_bound = nn.Parameter(torch.full((config.d_model,), start))
         self.g_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), **line_slots(self)}

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 
@@ -46,10 +47,10 @@ class LightningAttention(Mixer, name="lightning_attention", family="linear"):
         super().__init__(config)
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
-        self.qkv_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.output_gate = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.qkv_proj = Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.output_gate = Linear(config.d_model, config.d_model, bias=False)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim))}

@@ -11,13 +11,14 @@ The divisor has 1e-6 added, as in the authors' code. Weights are named as in fla
 from __future__ import annotations
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import elu_plus_one
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
 
@@ -44,7 +45,7 @@ class LinearTransformer(Mixer, name="linear_transformer", family="linear"):
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim + 1)), **line_slots(self)}

@@ -17,6 +17,7 @@ from slipstream.core.bidirectional import Bidirectional
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mode
+from slipstream.layers.linear import Linear
 from slipstream.ops.valid import zero_padding
 
 WHY = "its keys and values are mixtures of all tokens, those to come included"
@@ -42,7 +43,7 @@ class Linformer(Bidirectional, name="linformer", family="linear"):
         super().__init__(config)
         self.n_heads = heads(config.d_model, config.n_heads)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
+            Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
         )
         bound = config.rank**-0.5
         self.k_mix, self.v_mix = (

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.layers.ssd_block import NO_WEIGHT_DECAY, SSDConfig, add_block, output, projected, selected
@@ -43,13 +44,13 @@ class LogLinearAttention(Mixer, name="log_linear_attention", family="linear"):
         n_levels: int = 15  # scales told apart: the token, blocks of 1, 2, 4, ... before it, and all that is older
 
     config: Config
-    in_proj: nn.Linear
+    in_proj: Linear
     conv1d: ShortConv
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
     norm: RMSNorm
-    out_proj: nn.Linear
+    out_proj: Linear
     tiny = Config(d_model=16, n_heads=4, n_groups=2, d_state=8, conv_size=3, chunk_size=4, n_levels=24)
 
     def __init__(self, config: Config) -> None:

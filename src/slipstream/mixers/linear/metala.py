@@ -22,6 +22,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 
@@ -52,13 +53,13 @@ class MetaLA(Mixer, name="metala", family="linear"):
         if self.v_head_dim % 2:
             raise InputError(f"keys are half a head wide: d_model / n_heads = {self.v_head_dim} must be even")
         self.conv1d = ShortConv(D, config.conv_size)
-        self.q_proj, self.k_gate = nn.Linear(D, D // 2, bias=False), nn.Linear(D, D // 2, bias=False)
+        self.q_proj, self.k_gate = Linear(D, D // 2, bias=False), Linear(D, D // 2, bias=False)
         for projection in (self.q_proj, self.k_gate):
             nn.init.xavier_uniform_(projection.weight, gain=2**-2.5)
-        self.v_proj, self.g_proj = nn.Linear(D, D, bias=False), nn.Linear(D, D)
+        self.v_proj, self.g_proj = Linear(D, D, bias=False), Linear(D, D)
         self.aug_balance = nn.Parameter(torch.zeros(D // 2))
         self.group_norm = HeadNorm(self.n_heads, D, config.norm_eps, affine=False)
-        self.out_proj = nn.Linear(D, D, bias=False)
+        self.out_proj = Linear(D, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.k_head_dim, self.v_head_dim)), "conv": self.conv1d.slot()}

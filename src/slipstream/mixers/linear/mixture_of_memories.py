@@ -22,6 +22,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import GatedRMSNorm, l2_norm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
@@ -66,14 +67,14 @@ class MixtureOfMemories(Mixer, name="mixture_of_memories", family="linear"):
         self.head_dim = config.d_model // self.n_heads
         self.v_head_dim = round(self.head_dim * config.expand_v)
         self.n_all, D, V = config.n_memories + config.shared, config.d_model, self.n_heads * self.v_head_dim
-        self.router = nn.Linear(D, config.n_memories, bias=False)
-        self.q_proj = nn.Linear(D, D, bias=False)
+        self.router = Linear(D, config.n_memories, bias=False)
+        self.q_proj = Linear(D, D, bias=False)
         self.memories = nn.ModuleList(Memory(D, V, self.n_heads) for _ in range(self.n_all))
         self.q_conv1d, self.k_conv1d, self.v_conv1d = (ShortConv(width, config.conv_size) for width in (D, D, V))
         self.A_log, self.dt_bias = decay_rates(self.n_heads), time_steps(self.n_heads)
-        self.g_proj = nn.Linear(D, V, bias=False)
+        self.g_proj = Linear(D, V, bias=False)
         self.o_norm = GatedRMSNorm(self.v_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(V, D, bias=False)
+        self.o_proj = Linear(V, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         past = {f"conv_{n}": Slot((self.n_all, *c.slot().dims), dtype=None) for n, c in zip("qkv", self._convs())}
@@ -165,7 +166,7 @@ class Memory(nn.Module):
     def __init__(self, d_model: int, v_width: int, n_heads: int) -> None:
         super().__init__()
         widths = (d_model, v_width, n_heads, n_heads)
-        self.k_proj, self.v_proj, self.a_proj, self.b_proj = (nn.Linear(d_model, w, bias=False) for w in widths)
+        self.k_proj, self.v_proj, self.a_proj, self.b_proj = (Linear(d_model, w, bias=False) for w in widths)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.k_proj(x), self.v_proj(x), self.a_proj(x), self.b_proj(x)

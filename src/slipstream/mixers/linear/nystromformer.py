@@ -20,6 +20,7 @@ from slipstream.core.bidirectional import Bidirectional
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mode
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import attention, attention_flops
 
 WHY = "its landmarks are means over the whole sequence, what is to come included"
@@ -48,7 +49,7 @@ class Nystromformer(Bidirectional, name="nystromformer", family="linear"):
         if size and size % 2 == 0:
             raise InputError(f"conv_size {size} has no middle; {size + 1} has")
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
+            Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
         )
         H = self.n_heads
         self.conv = nn.Conv2d(H, H, (size, 1), padding=(size // 2, 0), groups=H, bias=False) if size else None

@@ -16,13 +16,14 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import wide_heads
 from slipstream.layers.feature_maps import log_favor, orthogonal_gaussian_rows
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.ops.normalised_scan import normalised_flops, normalised_scan, normalised_step
 from slipstream.ops.normalised_scan import reference as normalised_reference
@@ -58,7 +59,7 @@ class Performer(Mixer, name="performer", family="linear"):
         self.head_dim = config.d_model // self.n_heads
         self.n_features = config.n_features or max(1, round(self.head_dim * math.log(self.head_dim)))
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
         self.register_buffer("projection_matrix", orthogonal_gaussian_rows(self.n_features, self.head_dim, config.seed))
 
     def slots(self) -> dict[str, Slot]:

@@ -24,6 +24,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import Features, feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import fourier, orthogonal_gaussian_rows
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.layers.norm import l2_norm
 from slipstream.ops.normalised_scan import normalised_flops
@@ -57,14 +58,14 @@ class RandomFeatureAttention(Mixer, name="random_feature_attention", family="lin
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.g_proj = nn.Linear(config.d_model, self.n_heads)
+        self.g_proj = Linear(config.d_model, self.n_heads)
         nn.init.zeros_(self.g_proj.weight)
         self.g_proj.bias.data = torch.linspace(5.0, 3.0, self.n_heads)  # memories of 150 to 20 tokens at the start
         self.sigma = nn.Parameter(torch.ones(self.n_heads, 1, self.head_dim))
         seeds = range(config.seed, config.seed + self.n_heads)
         rows = [orthogonal_gaussian_rows(config.n_features, self.head_dim, seed) for seed in seeds]
         self.register_buffer("projection_matrix", torch.stack(rows))
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, 2 * self.config.n_features, self.head_dim + 1)), **line_slots(self)}

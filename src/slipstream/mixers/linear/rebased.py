@@ -21,6 +21,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import feature_one, feature_prefill, feature_reference
 from slipstream.layers.feature_maps import pairs
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
 
@@ -49,7 +50,7 @@ class ReBased(Mixer, name="rebased", family="linear"):
         self.n_features, self.head_dim = K * (K + 1) // 2, config.d_model // self.n_heads
         add_lines(self, {"q": self.n_heads * K, "k": self.n_heads * K, "v": config.d_model}, config.conv_size)
         self.ln_q, self.ln_k = nn.LayerNorm(self.n_heads * K), nn.LayerNorm(self.n_heads * K)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.n_features, self.head_dim + 1)), **line_slots(self)}

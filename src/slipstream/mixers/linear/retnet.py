@@ -13,13 +13,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.rope import rope
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
@@ -55,9 +56,9 @@ class RetNet(Mixer, name="retnet", family="linear"):
             raise InputError(f"value width {v_width} (d_model * expand_v) does not divide into n_heads {self.n_heads}")
         self.v_head_dim = v_width // self.n_heads
         add_lines(self, {"q": config.d_model, "k": config.d_model, "v": v_width}, config.conv_size)
-        self.g_proj = nn.Linear(config.d_model, v_width, bias=False)
+        self.g_proj = Linear(config.d_model, v_width, bias=False)
         self.g_norm = HeadNorm(self.n_heads, v_width, config.norm_eps)
-        self.o_proj = nn.Linear(v_width, config.d_model, bias=False)
+        self.o_proj = Linear(v_width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.v_head_dim)), **line_slots(self)}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.linear_scan import linear_scan
 from slipstream.ops.valid import last_tokens, valid_mask
@@ -59,8 +60,8 @@ class RWKV4(Mixer, name="rwkv4", family="linear"):
         self.time_first = nn.Parameter(math.log(0.3) + 0.5 * ((torch.arange(inner) + 1) % 3 - 1))
         self.time_mix_key, self.time_mix_value = nn.Parameter(ramp(D, 1.0)), nn.Parameter(ramp(D, 1.0))
         self.time_mix_receptance = nn.Parameter(ramp(D, 0.5))
-        self.key, self.value, self.receptance = (nn.Linear(D, inner, bias=False) for _ in range(3))
-        self.output = nn.Linear(inner, D, bias=False)
+        self.key, self.value, self.receptance = (Linear(D, inner, bias=False) for _ in range(3))
+        self.output = Linear(inner, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         width = self.key.out_features

@@ -19,6 +19,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.valid import last_tokens
@@ -53,7 +54,7 @@ class RWKV5(Mixer, name="rwkv5", family="linear"):
         by_head = self.n_heads, self.head_dim
         self.time_decay = nn.Parameter((-6 + 5 * torch.linspace(0, 1, D) ** 0.7).view(by_head))
         self.time_faaaa = nn.Parameter((0.1 * ((torch.arange(D) + 1) % 3 - 1)).view(by_head))
-        self.receptance, self.key, self.value, self.gate, self.output = (nn.Linear(D, D, bias=False) for _ in range(5))
+        self.receptance, self.key, self.value, self.gate, self.output = (Linear(D, D, bias=False) for _ in range(5))
         self.ln_x = HeadNorm(self.n_heads, D, config.norm_eps)
 
     def slots(self) -> dict[str, Slot]:

@@ -20,6 +20,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.valid import last_tokens
@@ -67,7 +68,7 @@ class RWKV6(Mixer, name="rwkv6", family="linear"):
         self.time_decay_w1 = nn.Parameter(torch.zeros(D, config.decay_rank))
         self.time_decay_w2 = nn.Parameter(torch.empty(config.decay_rank, D).uniform_(-0.01, 0.01))
         self.time_faaaa = nn.Parameter((0.1 * ((torch.arange(D) + 1) % 3 - 1)).view(self.n_heads, self.head_dim))
-        self.receptance, self.key, self.value, self.gate, self.output = (nn.Linear(D, D, bias=False) for _ in range(5))
+        self.receptance, self.key, self.value, self.gate, self.output = (Linear(D, D, bias=False) for _ in range(5))
         self.ln_x = HeadNorm(self.n_heads, D, config.norm_eps)
 
     def slots(self) -> dict[str, Slot]:

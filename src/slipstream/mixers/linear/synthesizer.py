@@ -26,6 +26,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import write_cache
 
 BLOCK = 512  # tokens whose weights are held at once
@@ -54,10 +55,10 @@ class Synthesizer(Mixer, name="synthesizer", family="linear"):
         self.n_heads = heads(config.d_model, config.n_heads)
         self.head_dim = config.d_model // self.n_heads
         if config.kind.endswith("dense"):
-            self.hidden_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+            self.hidden_proj = Linear(config.d_model, config.d_model, bias=False)
         self.tables = nn.ParameterList(torch.randn(self.n_heads, *shape) * std for shape, std in self._shapes())
-        self.v_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def _shapes(self) -> list[tuple[tuple[int, int], float]]:
         """Of each table: rows and columns, and the size of its numbers that makes A begin near 1."""

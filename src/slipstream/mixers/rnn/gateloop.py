@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.linear_scan import linear_scan
 
 
@@ -41,10 +42,10 @@ class GateLoop(Mixer, name="gateloop", family="rnn"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.d_inner = config.d_inner or config.d_model
-        self.qkv_proj = nn.Linear(config.d_model, 3 * self.d_inner, bias=False)
-        self.a_proj = nn.Linear(config.d_model, 2 * self.d_inner)
-        self.g_proj = nn.Linear(config.d_model, self.d_inner, bias=False)
-        self.o_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.qkv_proj = Linear(config.d_model, 3 * self.d_inner, bias=False)
+        self.a_proj = Linear(config.d_model, 2 * self.d_inner)
+        self.g_proj = Linear(config.d_model, self.d_inner, bias=False)
+        self.o_proj = Linear(self.d_inner, config.d_model, bias=False)
         with torch.no_grad():
             self.a_proj.weight *= 0.1
             self.a_proj.bias.copy_(torch.cat([torch.linspace(0, 6, self.d_inner), torch.zeros(self.d_inner)]))

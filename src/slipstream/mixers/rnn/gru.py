@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.recurrent_weights import add_recurrent_weights, recurrent_weights
 from slipstream.ops.nonlinear_scan import gru_reference, gru_scan, gru_step, nonlinear_scan_flops
 
@@ -39,7 +40,7 @@ class GRU(Mixer, name="gru", family="rnn"):
         self.d_hidden = config.d_hidden or config.d_model
         add_recurrent_weights(self, 3, self.d_hidden)
         same = self.d_hidden == config.d_model
-        self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
+        self.out_proj = nn.Identity() if same else Linear(self.d_hidden, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_hidden,))}

@@ -21,6 +21,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.linear_scan import linear_scan
 
@@ -47,13 +48,13 @@ class HGRN(Mixer, name="hgrn", family="rnn"):
         if not 0 < config.lower_bound < 1:
             raise InputError(f"lower_bound {config.lower_bound}: it is a share that is always kept, between 0 and 1")
         D = config.d_model
-        self.input_proj, self.lambda_proj = nn.Linear(D, 2 * D), nn.Linear(D, D)
+        self.input_proj, self.lambda_proj = Linear(D, 2 * D), Linear(D, D)
         self.conv1d = ShortConv(3 * D, config.conv_size, activation=False) if config.conv_size else None
         self.bound = nn.Parameter(torch.logit((torch.arange(D) + 0.5) / D * config.lower_bound))
         self.theta = nn.Parameter(10000 ** (-2 / D * torch.arange(D)))
-        self.gate = nn.Linear(D, 2 * D)
+        self.gate = Linear(D, 2 * D)
         self.norm = nn.LayerNorm(2 * D, config.norm_eps)
-        self.out_proj = nn.Linear(2 * D, D)
+        self.out_proj = Linear(2 * D, D)
 
     def slots(self) -> dict[str, Slot]:
         h = Slot((self.config.d_model,), dtype=torch.complex64)

@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.semilinear_scan import semilinear_flops, semilinear_scan
 
 
@@ -56,7 +57,7 @@ class LMU(Mixer, name="lmu", family="rnn"):
         self.e_x, self.e_h = (nn.Parameter(torch.empty(n, w).uniform_(-1, 1) * (3 / w) ** 0.5) for w in (D, H))
         self.e_m = nn.Parameter(torch.zeros(n, M))
         self.W_x, self.W_h, self.W_m = (nn.Parameter(nn.init.xavier_normal_(torch.empty(H, w))) for w in (D, H, M))
-        self.out_proj = nn.Identity() if H == D else nn.Linear(H, D, bias=False)
+        self.out_proj = nn.Identity() if H == D else Linear(H, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_hidden,)), "m": Slot((self.n_memories, self.config.d_state))}

@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.linear_scan import linear_scan
 
 
@@ -59,7 +60,7 @@ class LRU(Mixer, name="lru", family="rnn"):
         self.B_re, self.B_im = (nn.Parameter(torch.randn(N, D) / (2 * D) ** 0.5) for _ in range(2))
         self.C_re, self.C_im = (nn.Parameter(torch.randn(D, N) / N**0.5) for _ in range(2))
         self.D = nn.Parameter(torch.randn(D))
-        self.out1, self.out2 = nn.Linear(D, D), nn.Linear(D, D)
+        self.out1, self.out2 = Linear(D, D), Linear(D, D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((len(self.nu_log),), dtype=torch.complex64)}

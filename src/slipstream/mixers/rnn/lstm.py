@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.recurrent_weights import add_recurrent_weights, recurrent_weights
 from slipstream.ops.nonlinear_scan import lstm_reference, lstm_scan, lstm_step, nonlinear_scan_flops
 
@@ -39,7 +40,7 @@ class LSTM(Mixer, name="lstm", family="rnn"):
         self.d_hidden = config.d_hidden or config.d_model
         add_recurrent_weights(self, 4, self.d_hidden)
         same = self.d_hidden == config.d_model
-        self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
+        self.out_proj = nn.Identity() if same else Linear(self.d_hidden, config.d_model, bias=False)
         _, _, *biases = recurrent_weights(self)
         for bias, start in zip(biases, (config.forget_bias, 0.0)):
             nn.init.constant_(bias[self.d_hidden : 2 * self.d_hidden], start)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.valid import valid_mask, zero_padding
@@ -62,10 +63,10 @@ class MLSTM(Mixer, name="mlstm", family="rnn"):
         self.k_head_dim, self.v_head_dim = k_width // self.n_heads, config.d_model // self.n_heads
         add_lines(self, {"q": k_width, "k": k_width}, config.conv_size)
         add_lines(self, {"v": config.d_model}, 0)
-        self.ogate_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.igate_proj, self.fgate_proj = (nn.Linear(config.d_model, self.n_heads) for _ in range(2))
+        self.ogate_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.igate_proj, self.fgate_proj = (Linear(config.d_model, self.n_heads) for _ in range(2))
         self.norm = HeadNorm(self.n_heads, config.d_model, config.norm_eps)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
         self._start_gates()
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.causal_conv import dilated_conv, dilated_conv_flops
 from slipstream.ops.causal_conv import reference as conv_reference
 from slipstream.ops.linear_scan import linear_scan
@@ -47,7 +48,7 @@ class QRNN(Mixer, name="qrnn", family="rnn"):
         self.conv = nn.Conv1d(config.d_model, 3 * self.d_hidden, config.conv_size)
         nn.init.constant_(self._bias().chunk(3)[1], config.forget_bias)
         same = self.d_hidden == config.d_model
-        self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
+        self.out_proj = nn.Identity() if same else Linear(self.d_hidden, config.d_model, bias=False)
 
     def _bias(self) -> Tensor:
         return self.conv.get_parameter("bias")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.linear_scan import linear_scan
 from slipstream.ops.linear_scan import reference as linear_reference
@@ -45,11 +46,11 @@ class RGLRU(Mixer, name="rg_lru", family="rnn"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.d_inner = config.d_inner or config.d_model
-        self.linear_y = nn.Linear(config.d_model, self.d_inner)
-        self.linear_x = nn.Linear(config.d_model, self.d_inner)
+        self.linear_y = Linear(config.d_model, self.d_inner)
+        self.linear_x = Linear(config.d_model, self.d_inner)
         self.conv_1d = ShortConv(self.d_inner, config.conv_size, bias=True, activation=False)
         self.rg_lru = Gates(self.d_inner, heads(self.d_inner, config.n_heads))
-        self.linear_out = nn.Linear(self.d_inner, config.d_model)
+        self.linear_out = Linear(self.d_inner, config.d_model)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_inner,)), "conv": self.conv_1d.slot()}

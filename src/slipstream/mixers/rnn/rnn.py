@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.recurrent_weights import add_recurrent_weights, recurrent_weights
 from slipstream.ops.nonlinear_scan import nonlinear_scan_flops, rnn_reference, rnn_scan, rnn_step
 
@@ -39,7 +40,7 @@ class RNN(Mixer, name="rnn", family="rnn"):
         add_recurrent_weights(self, 1, self.d_hidden)
         nn.init.orthogonal_(self.get_parameter("weight_hh_l0"))
         same = self.d_hidden == config.d_model
-        self.out_proj = nn.Identity() if same else nn.Linear(self.d_hidden, config.d_model, bias=False)
+        self.out_proj = nn.Identity() if same else Linear(self.d_hidden, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_hidden,))}

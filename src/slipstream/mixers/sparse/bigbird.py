@@ -17,12 +17,13 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.layers.sparse_lines import read_all
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.index_sets import Global, IndexSet, RandomBlocks, Segments
@@ -53,7 +54,7 @@ class BigBird(Mixer, name="bigbird", family="sparse"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.qkv = GroupedQKV(config)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
         if not config.causal and config.n_window % 2 == 0:
             raise InputError(
                 f"n_window {config.n_window} must be odd where causal is false: as many blocks on both sides"

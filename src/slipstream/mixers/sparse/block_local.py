@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.layers.sparse_lines import read_recent, recent_slots
 from slipstream.ops.index_sets import Blocks
 from slipstream.ops.sparse_attention import reference as sparse_reference
@@ -39,7 +40,7 @@ class BlockLocal(Mixer, name="block_local", family="sparse"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.qkv, self.index_set, self.reach = GroupedQKV(config), Blocks(config.block), config.block - 1
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return recent_slots(self.qkv, self.reach)

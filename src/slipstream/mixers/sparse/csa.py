@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.compressed_kv import CompressedConfig, Compressor, SharedKVHeads, turn_last
+from slipstream.layers.linear import Linear
 from slipstream.ops.chosen_attention import indexed_flops, indexed_tokens
 from slipstream.ops.compressed_attention import window_and_summaries, window_and_summaries_flops
 from slipstream.ops.valid import last_tokens, zero_padding
@@ -34,8 +35,8 @@ class Indexer(nn.Module):
         super().__init__()
         self.n_heads, self.turned, self.base = n_heads, min(of.turned, head_dim // 2 * 2), of.base
         self.compressor = Compressor(d_model, head_dim, rate, True, self.turned, self.base)
-        self.q_b_proj = nn.Linear(width, n_heads * head_dim, bias=False)
-        self.weights_proj = nn.Linear(d_model, n_heads, bias=False)
+        self.q_b_proj = Linear(width, n_heads * head_dim, bias=False)
+        self.weights_proj = Linear(d_model, n_heads, bias=False)
 
     def queries(self, low: Float[Tensor, "B T Q"], positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T I K"]:
         return turn_last(self.q_b_proj(low).unflatten(-1, (self.n_heads, -1)), positions, self.turned, self.base)

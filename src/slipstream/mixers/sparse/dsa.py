@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.latent_kv import LatentConfig, LatentKV, one_latent
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import write_cache
 from slipstream.ops.chosen_attention import chosen_tokens, gathered_flops, indexed_flops, indexed_tokens, tokens_flops
@@ -32,10 +33,10 @@ class Indexer(nn.Module):
     def __init__(self, d_model: int, width: int, n_heads: int, head_dim: int, latent: LatentKV) -> None:
         super().__init__()
         self.n_heads, self.rope_base, self.turned = n_heads, latent.rope_base, min(latent.rope, head_dim // 2 * 2)
-        self.wq_b = nn.Linear(width, n_heads * head_dim, bias=False)
-        self.wk = nn.Linear(d_model, head_dim, bias=False)
+        self.wq_b = Linear(width, n_heads * head_dim, bias=False)
+        self.wk = Linear(d_model, head_dim, bias=False)
         self.k_norm = nn.LayerNorm(head_dim, eps=1e-6)
-        self.weights_proj = nn.Linear(d_model, n_heads, bias=False)
+        self.weights_proj = Linear(d_model, n_heads, bias=False)
 
     @torch.no_grad()
     def forward(

@@ -16,12 +16,13 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.layers.sparse_lines import first_tokens, read_recent, recent_slots
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.index_sets import Global, IndexSet, Window
@@ -56,7 +57,7 @@ class Longformer(Mixer, name="longformer", family="sparse"):
             raise InputError(f"n_dilated {config.n_dilated} is more than there are key heads: {self.qkv.n_kv_heads}")
         self.reach = (config.window - 1) * (config.dilation if config.n_dilated else 1)
         self.qkv_global = GroupedQKV(config.model_copy(update={"conv_size": 0})) if self.n else None
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         first = Slot((self.n, self.qkv.n_kv_heads, self.qkv.head_dim), dtype=None)
@@ -136,6 +137,6 @@ class Longformer(Mixer, name="longformer", family="sparse"):
             return near
         tokens = 1 if mode == "step" else T
         read_globally = min(tokens, self.n)
-        projections = sum(m.weight.numel() for m in self.qkv_global.modules() if isinstance(m, nn.Linear))
+        projections = sum(m.weight.numel() for m in self.qkv_global.modules() if isinstance(m, Linear))
         products = 4.0 * B * self.qkv.n_heads * K * read_globally * (self.n if self.config.causal else T)
         return near + products - (2.0 * B * projections * (tokens - read_globally) if self.config.causal else 0)

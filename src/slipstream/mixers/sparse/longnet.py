@@ -15,12 +15,13 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.ops.index_sets import Blocks, Dilated
 from slipstream.ops.softmax import merge
 from slipstream.ops.sparse_attention import read_set, sparse_attention_flops
@@ -49,7 +50,7 @@ class LongNet(Mixer, name="longnet", family="sparse"):
         super().__init__(config)
         self.branches = _branches(config)
         self.qkv = GroupedQKV(config)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         found: dict[str, Slot] = {}

@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.buckets import chosen_heads
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention, write_cache
@@ -57,7 +58,7 @@ class MemorizingTransformer(Mixer, name="memorizing_transformer", family="sparse
         super().__init__(config)
         self.n_heads, D = heads(config.d_model, config.n_heads), config.d_model
         self.head_dim = D // self.n_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(4))
         self.gate = nn.Parameter(torch.zeros(self.n_heads))
         self.attention_scale = nn.Parameter(torch.full((self.n_heads,), self.head_dim**0.5))
 

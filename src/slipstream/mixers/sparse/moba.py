@@ -15,11 +15,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import write_cache
 from slipstream.ops.chosen_attention import (
     block_sums,
@@ -52,7 +53,7 @@ class MoBA(Mixer, name="moba", family="sparse"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.qkv = GroupedQKV(config)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         dims = (0, self.qkv.n_kv_heads, self.qkv.head_dim)

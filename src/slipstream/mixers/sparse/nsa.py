@@ -26,6 +26,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention, write_cache
 from slipstream.ops.attention import reference as softmax_reference
@@ -42,8 +43,8 @@ class Compression(nn.Module):
     def __init__(self, length: int, n_kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(length, n_kv_heads, head_dim))
-        self.up = nn.Linear(length * head_dim, head_dim, bias=False)
-        self.down = nn.Linear(head_dim, head_dim, bias=False)
+        self.up = Linear(length * head_dim, head_dim, bias=False)
+        self.down = Linear(head_dim, head_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*B l G K"]) -> Float[Tensor, "*B G K"]:
         return self.down(F.silu(self.up((x + self.position).transpose(-3, -2).flatten(-2))))
@@ -88,9 +89,9 @@ class NSA(Mixer, name="nsa", family="sparse"):
                 f"compress_stride {c.compress_stride}"
             )
         width = 3 * self.n_kv_heads * self.head_dim
-        self.q_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(2))
-        self.k_proj, self.v_proj = (nn.Linear(D, width, bias=False) for _ in range(2))  # cmp, slc, win
-        self.g_proj = nn.Linear(D, 3 * self.n_heads)
+        self.q_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(2))
+        self.k_proj, self.v_proj = (Linear(D, width, bias=False) for _ in range(2))  # cmp, slc, win
+        self.g_proj = Linear(D, 3 * self.n_heads)
         nn.init.zeros_(self.g_proj.bias)
         self.stretch = Stretch(c.compress_size, c.compress_stride)
         self.k_compress, self.v_compress = (Compression(c.compress_size, self.n_kv_heads, self.head_dim) for _ in "kv")

@@ -20,13 +20,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.buckets import chosen_heads, ring_slots, rings_of
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.bucket_attention import bucket_attention, bucket_flops, bucket_prefill, bucket_step
@@ -62,7 +63,7 @@ class Reformer(Mixer, name="reformer", family="sparse"):
             )
         self.n_heads, D = heads(config.d_model, config.n_heads), config.d_model
         self.head_dim = D // self.n_heads
-        self.qk_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(3))
+        self.qk_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(3))
         draw = torch.Generator().manual_seed(config.seed)
         dims = (self.n_heads, self.head_dim, config.n_hashes, config.n_buckets // 2)
         self.register_buffer("rotations", torch.randn(dims, generator=draw))

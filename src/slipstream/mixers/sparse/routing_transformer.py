@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.buckets import chosen_heads, ring_slots, rings_of
+from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention
 from slipstream.ops.attention import reference as softmax_reference
@@ -68,8 +69,8 @@ class RoutingTransformer(Mixer, name="routing_transformer", family="sparse"):
         if not 0 <= self.n_local < n_heads:
             raise InputError(f"n_local_heads {self.n_local} must leave at least one of n_heads {n_heads} to route")
         self.n_routing, self.head_dim = n_heads - self.n_local, D // n_heads
-        self.q_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(3))
-        self.k_proj = nn.Linear(D, self.n_local * self.head_dim, bias=False) if self.n_local else None
+        self.q_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(3))
+        self.k_proj = Linear(D, self.n_local * self.head_dim, bias=False) if self.n_local else None
         draw = torch.Generator().manual_seed(config.seed)
         start = torch.randn(self.n_routing, config.n_clusters, self.head_dim, generator=draw)
         self.register_buffer("centroids", F.normalize(start, dim=-1))

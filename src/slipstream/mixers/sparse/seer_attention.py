@@ -19,13 +19,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.attn_gate import AttnGate
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.ops.attention import write_cache
 from slipstream.ops.chosen_attention import (
     QUERIES,
@@ -70,7 +71,7 @@ class SeerAttention(Mixer, name="seer_attention", family="sparse"):
         group = self.qkv.n_heads // self.qkv.n_kv_heads
         places = config.rope_base, config.rope_fraction
         self.attn_gate = AttnGate(self.qkv.n_kv_heads, group, self.qkv.head_dim, config.block_size, *places)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         cache = Slot((0, self.qkv.n_kv_heads, self.qkv.head_dim), dtype=None, grows=True)

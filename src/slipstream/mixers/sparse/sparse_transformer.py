@@ -16,12 +16,13 @@ from typing import Literal
 
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
+from slipstream.layers.linear import Linear
 from slipstream.layers.sparse_lines import read_all
 from slipstream.ops.index_sets import IndexSet, Strided, Window, fixed
 from slipstream.ops.sparse_attention import reference as sparse_reference
@@ -53,7 +54,7 @@ class SparseTransformer(Mixer, name="sparse_transformer", family="sparse"):
                 f"summary {config.summary} is more than a block holds; it must be at most stride {config.stride}"
             )
         self.qkv, self.index_set = GroupedQKV(config), _pattern(config)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.o_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         cache = Slot((0, self.qkv.n_kv_heads, self.qkv.head_dim), dtype=None, grows=True)

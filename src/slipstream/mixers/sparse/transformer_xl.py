@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.index_sets import Segments
 from slipstream.ops.relative_attention import reference as relative_reference
 from slipstream.ops.relative_attention import relative_attention, relative_attention_flops
@@ -55,7 +56,7 @@ class TransformerXL(Mixer, name="transformer_xl", family="sparse"):
         self.head_dim = D // self.n_heads
         self.segments = Segments(config.segment, config.n_memory)
         self.span = config.segment * (config.n_memory + 1)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(4))
         self.r_proj = nn.Parameter(torch.empty(self.n_heads, self.head_dim, D).normal_(std=0.02))
         self.u, self.b = (nn.Parameter(torch.empty(self.n_heads, self.head_dim).normal_(std=0.02)) for _ in range(2))
 

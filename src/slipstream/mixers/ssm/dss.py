@@ -24,6 +24,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.hippo import hippo_modes
+from slipstream.layers.linear import Linear
 from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step
 from slipstream.ops.lti_scan import reference as lti_reference
 
@@ -58,7 +59,7 @@ class DSS(Mixer, name="dss", family="ssm"):
         self.log_A_real, self.A_imag = nn.Parameter((-A.real).log()), nn.Parameter(A.imag)
         self.C = nn.Parameter(torch.randn(D, N, 2))
         self.D = nn.Parameter(torch.randn(D))
-        self.out_proj = nn.Linear(D, D)
+        self.out_proj = Linear(D, D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.config.d_model, self.config.d_state), dtype=torch.complex64)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, zero_order_hold
 from slipstream.ops.lti_scan import reference as lti_reference
 
@@ -45,11 +46,11 @@ class GSS(Mixer, name="gss", family="ssm"):
         super().__init__(config)
         D, N, wide = config.d_model, config.d_state, config.expand * config.d_model
         self.d_inner = config.d_inner or max(1, D // 4)
-        self.u_proj, self.v_proj = nn.Linear(D, self.d_inner, bias=False), nn.Linear(D, wide, bias=False)
+        self.u_proj, self.v_proj = Linear(D, self.d_inner, bias=False), Linear(D, wide, bias=False)
         self.log_A_real, self.log_A_imag = nn.Parameter(torch.randn(N)), nn.Parameter(torch.randn(N))
         self.C = nn.Parameter(torch.randn(self.d_inner, N, 2))
         self.D = nn.Parameter(torch.randn(self.d_inner))
-        self.y_proj, self.out_proj = nn.Linear(self.d_inner, wide, bias=False), nn.Linear(wide, D)
+        self.y_proj, self.out_proj = Linear(self.d_inner, wide, bias=False), Linear(wide, D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.d_inner, self.config.d_state), dtype=torch.complex64)}

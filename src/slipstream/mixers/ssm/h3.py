@@ -22,6 +22,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step
 from slipstream.ops.lti_scan import reference as lti_reference
@@ -55,7 +56,7 @@ class H3(Mixer, name="h3", family="ssm"):
         if N < 2 or N % 2:
             raise InputError(f"d_state {N}: its modes come in pairs; take {max(2, N + 1)}")
         H = D // P
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D, D) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (Linear(D, D) for _ in range(3))
         self.k_conv1d = ShortConv(D, config.conv_size, activation=False)
         self.k_conv1d.weight.data[..., -1] += torch.randn(D, 1)
         self.log_dt = nn.Parameter(torch.empty(H).uniform_(math.log(config.dt_min), math.log(config.dt_max)))
@@ -63,7 +64,7 @@ class H3(Mixer, name="h3", family="ssm"):
         self.A_imag = nn.Parameter((math.pi * torch.arange(N // 2)).repeat(H, 1))
         self.C = nn.Parameter(torch.randn(H, N // 2, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.randn(H))
-        self.o_proj = nn.Linear(D, D)
+        self.o_proj = Linear(D, D)
 
     def slots(self) -> dict[str, Slot]:
         entries, modes = self.config.d_model * self.config.head_dim, self.config.d_state // 2

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.mamba_block import block_reference, through_block
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.selective_scan import selective_scan, selective_scan_flops, selective_step
@@ -47,12 +48,12 @@ class Longhorn(Mixer, name="longhorn", family="ssm"):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         d_inner, self.dt_rank = config.expand * config.d_model, config.dt_rank or math.ceil(config.d_model / 16)
-        self.in_proj = nn.Linear(config.d_model, 2 * d_inner, bias=False)
+        self.in_proj = Linear(config.d_model, 2 * d_inner, bias=False)
         self.conv1d = ShortConv(d_inner, config.conv_size, bias=True)
-        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * config.d_state, bias=False)
-        self.dt_head = nn.Linear(self.dt_rank, d_inner)
+        self.x_proj = Linear(d_inner, self.dt_rank + 2 * config.d_state, bias=False)
+        self.dt_head = Linear(self.dt_rank, d_inner)
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(d_inner, config.d_model, bias=False)
         nn.init.zeros_(self.dt_head.bias)
 
     def slots(self) -> dict[str, Slot]:

@@ -21,6 +21,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import time_steps
+from slipstream.layers.linear import Linear
 from slipstream.layers.mamba_block import block_reference, through_block
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.selective_scan import reference as selective_reference
@@ -53,13 +54,13 @@ class Mamba(Mixer, name="mamba", family="ssm"):
         super().__init__(config)
         self.d_inner = config.expand * config.d_model
         self.dt_rank = config.dt_rank or math.ceil(config.d_model / 16)
-        self.in_proj = nn.Linear(config.d_model, 2 * self.d_inner, bias=False)
+        self.in_proj = Linear(config.d_model, 2 * self.d_inner, bias=False)
         self.conv1d = ShortConv(self.d_inner, config.conv_size, bias=True)
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * config.d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * config.d_state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, self.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, config.d_state + 1).log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, config.d_model, bias=False)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         self.dt_proj.bias = time_steps(self.d_inner)
 

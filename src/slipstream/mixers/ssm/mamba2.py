@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.layers.ssd_block import NO_WEIGHT_DECAY, SSDConfig, add_block, output, projected, selected
@@ -36,13 +37,13 @@ class Mamba2(Mixer, name="mamba2", family="ssm"):
         pass
 
     config: Config
-    in_proj: nn.Linear
+    in_proj: Linear
     conv1d: ShortConv
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
     norm: RMSNorm
-    out_proj: nn.Linear
+    out_proj: Linear
     tiny = Config(d_model=16, n_heads=4, n_groups=2, d_state=6, conv_size=3, chunk_size=4)
 
     def __init__(self, config: Config) -> None:

@@ -26,6 +26,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import time_steps
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.valid import last_tokens, zero_padding
@@ -73,12 +74,12 @@ class Mamba3(Mixer, name="mamba3", family="ssm"):
                 f"rope_fraction {config.rope_fraction} of d_state {N} is {self.n_angles} pairs; take 0.5 or 1"
             )
         self.widths = [self.d_inner, self.d_inner, G * N, G * N, *[self.n_heads] * 3, self.n_angles]
-        self.in_proj = nn.Linear(config.d_model, sum(self.widths), bias=False)
+        self.in_proj = Linear(config.d_model, sum(self.widths), bias=False)
         self.dt_bias = time_steps(self.n_heads)
         self.B_bias, self.C_bias = (nn.Parameter(torch.ones(self.n_heads, 1, N)) for _ in range(2))
         self.B_norm, self.C_norm = RMSNorm(N, eps=1e-5), RMSNorm(N, eps=1e-5)
         self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         H, N, P = self.n_heads, self.config.d_state, self.d_inner // self.n_heads

@@ -26,6 +26,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.hippo import hippo_modes
+from slipstream.layers.linear import Linear
 from slipstream.ops.dense_lti_scan import dense_lti_flops, dense_lti_scan
 
 
@@ -56,7 +57,7 @@ class S4(Mixer, name="s4", family="ssm"):
         self.P, self.B = (nn.Parameter(torch.view_as_real(v).float()) for v in (modes.P, modes.B))
         self.C = nn.Parameter(torch.randn(D, len(modes.P), 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.randn(D))
-        self.out_proj = nn.Linear(D, 2 * D)
+        self.out_proj = Linear(D, 2 * D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.config.d_model, self.config.d_state))}  # real parts, then imaginary

@@ -23,6 +23,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, zero_order_hold
 from slipstream.ops.lti_scan import reference as lti_reference
 
@@ -56,7 +57,7 @@ class S4D(Mixer, name="s4d", family="ssm"):
         self.A_imag = nn.Parameter(frequencies(n_modes, config.init).repeat(D, 1))
         self.C = nn.Parameter(torch.randn(D, n_modes, 2) * 0.5**0.5)  # real and imaginary parts of unit variance
         self.D = nn.Parameter(torch.randn(D))
-        self.out_proj = nn.Linear(D, 2 * D)
+        self.out_proj = Linear(D, 2 * D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.config.d_model, self.config.d_state // 2), dtype=torch.complex64)}

@@ -24,6 +24,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.hippo import hippo_modes
+from slipstream.layers.linear import Linear
 from slipstream.ops.linear_scan import linear_scan
 
 
@@ -69,7 +70,7 @@ class S5(Mixer, name="s5", family="ssm"):
         self.B = nn.Parameter(torch.view_as_real(V.mH @ B.to(V)).float())
         self.C = nn.Parameter(torch.view_as_real(torch.view_as_complex(C).to(V) @ V).float())
         self.D = nn.Parameter(torch.randn(D))
-        self.gate_proj = nn.Linear(D, D)
+        self.gate_proj = Linear(D, D)
 
     def slots(self) -> dict[str, Slot]:
         return {"h": Slot((self.config.d_state // 2,), dtype=torch.complex64)}

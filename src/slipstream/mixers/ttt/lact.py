@@ -29,6 +29,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm, l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention
@@ -77,12 +78,12 @@ class LaCT(Mixer, name="lact", family="ttt"):
         if self.head_dim % 2:
             raise InputError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even; change n_heads")
         self.hidden = round(self.fast_dim * config.expand)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(D, D, bias=False) for _ in range(4))
         self.qk_scale, self.qk_offset = nn.Parameter(torch.ones(2, D)), nn.Parameter(torch.zeros(2, D))
         shapes = [(self.fast_dim, self.hidden), (self.hidden, self.fast_dim), (self.fast_dim, self.hidden)]
         self.fast = nn.ParameterList(torch.randn(self.n_fast, i, o) * i**-0.5 for i, o in shapes)
-        self.lr_proj = nn.Linear(D, 3 * self.n_fast)
-        self.momentum_proj, self.scale_proj = nn.Linear(D, self.n_fast), nn.Linear(D, self.n_fast)
+        self.lr_proj = Linear(D, 3 * self.n_fast)
+        self.momentum_proj, self.scale_proj = Linear(D, self.n_fast), Linear(D, self.n_fast)
         self.fast_norm = RMSNorm(self.fast_dim, eps=1e-5)
 
     def slots(self) -> dict[str, Slot]:

@@ -24,6 +24,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
 from slipstream.layers.norm import RMSNorm, l2_norm
 from slipstream.ops.mesa_scan import mesa_flops, mesa_scan, mesa_step
@@ -64,11 +65,11 @@ class MesaNet(Mixer, name="mesanet", family="ttt"):
         D, width = config.d_model, self.n_heads * self.head_dim
         add_lines(self, {"q": width, "k": width}, config.conv_size)
         add_lines(self, {"v": width}, 0)
-        self.a_proj, self.b_proj = nn.Linear(D, self.n_heads), nn.Linear(D, self.n_heads)
+        self.a_proj, self.b_proj = Linear(D, self.n_heads), Linear(D, self.n_heads)
         self.lambda_params = nn.Parameter(torch.full((width,), math.log(math.expm1(1 - config.lam_min))))
-        self.g_proj = nn.Linear(D, width, bias=False) if config.output_gate else None
+        self.g_proj = Linear(D, width, bias=False) if config.output_gate else None
         self.o_norm = RMSNorm(self.head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(width, D, bias=False)
+        self.o_proj = Linear(width, D, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         """S is R and G side by side, keys along its rows."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
+from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
 from slipstream.layers.norm import GatedRMSNorm, l2_norm
 from slipstream.ops.inner_sgd import (
@@ -76,9 +77,9 @@ class Titans(Mixer, name="titans", family="ttt"):
         self.norm_weight = nn.Parameter(torch.ones(self.n_heads, self.head_dim))
         self.norm_bias = nn.Parameter(torch.zeros(self.n_heads, self.head_dim))
         add_lines(self, dict.fromkeys("qkv", config.d_model), config.conv_size)
-        self.theta_proj, self.eta_proj, self.alpha_proj = (nn.Linear(config.d_model, self.n_heads) for _ in range(3))
+        self.theta_proj, self.eta_proj, self.alpha_proj = (Linear(config.d_model, self.n_heads) for _ in range(3))
         self.alpha_proj.bias.data = torch.linspace(*FORGETTING, self.n_heads)
-        self.g_proj, self.o_proj = (nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(2))
+        self.g_proj, self.o_proj = (Linear(config.d_model, config.d_model, bias=False) for _ in range(2))
         self.o_norm = GatedRMSNorm(self.head_dim, config.norm_eps)
 
     def slots(self) -> dict[str, Slot]:
