@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 import slipstream as ss
 from slipstream.core.errors import InputError
-from slipstream.layers.norm import l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import reference as full_attention
+from slipstream.ops.l2_norm import l2_norm
 
 B, T, D = 2, 19, 16
 

@@ -17,10 +17,11 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm, rms_norm
+from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import write_cache
 from slipstream.ops.compressed_attention import Stretch, stretches
+from slipstream.ops.rms_norm import rms_norm
 from slipstream.ops.softmax import Softmax
 from slipstream.ops.valid import last_tokens, zero_padding
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import State
 from slipstream.layers.lines import lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import l2_norm
 from slipstream.ops.chunks import LogDecay
 from slipstream.ops.delta_scan import delta_scan, delta_step
+from slipstream.ops.l2_norm import l2_norm
 
 
 def by_heads(mixer: Mixer, lines: dict[str, Tensor], n_heads: int, n_v_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import partial_rope
+from slipstream.layers.rope_scaling import rope_scaling
 from slipstream.layers.short_conv import ShortConv
+from slipstream.layers.stream_norm import stream_norm
+
+QKNorm = Literal["plus_one", "whole"]  # per head with weights less one (Gemma 3); over all heads together (OLMo 2)
 
 
 class GroupedConfig(MixerConfig):
@@ -22,7 +28,9 @@ class GroupedConfig(MixerConfig):
     n_kv_heads: int | None = None  # key and value heads, each for a group of query heads; default n_heads
     rope_base: float | None = 10000.0  # base of the rotary positions; None for no positions (NoPE)
     rope_fraction: float = 1.0  # share of a head's channels that positions turn, the first ones
-    qk_norm: bool = False  # RMS norms of q and k per head, with learned weights, before positions (Qwen3)
+    rope_scaling: str | None = None  # positions stretched beyond the trained length, e.g. yarn:factor=4:original=8192
+    qk_norm: bool | QKNorm = False  # RMS norms of q and k before positions: true per head, or plus_one, or whole
+    qk_norm_eps: float = Field(1e-6, gt=0)  # added under their roots
     qkv_bias: bool = False  # biases on the projections to q, k and v (Qwen2)
     conv_size: int = 0  # width of a short convolution on q, k and v; 0 for none
 
@@ -48,14 +56,21 @@ class GroupedQKV(nn.Module):
                 f"rotary positions turn pairs: rope_fraction {config.rope_fraction:g} of head_dim {self.head_dim} "
                 f"(d_model / n_heads) is {turned}, and must be even and within it; or set rope_base none"
             )
+        self.scaling = rope_scaling(config.rope_scaling)
+        if self.scaling and not config.rope_base:
+            raise InputError(f"rope_scaling {config.rope_scaling} stretches rotary positions: set rope_base too")
         widths = {"q": self.width, "k": self.n_kv_heads * self.head_dim, "v": self.n_kv_heads * self.head_dim}
         widths = {n: w for n, w in widths.items() if own_kv or n == "q"}
         self.names = tuple(widths)
         for name, width in widths.items():
             self.add_module(f"{name}_proj", Linear(config.d_model, width, bias=config.qkv_bias))
             if config.qk_norm and name != "v":
-                self.add_module(f"{name}_norm", RMSNorm(self.head_dim))
+                self.add_module(f"{name}_norm", self._norm(width))
         self.convs = nn.ModuleDict({n: ShortConv(w, config.conv_size) for n, w in widths.items() if config.conv_size})
+
+    def _norm(self, width: int) -> nn.Module:
+        kind = "rms_plus_one" if self.config.qk_norm == "plus_one" else "rms"
+        return stream_norm(kind, width if self.config.qk_norm == "whole" else self.head_dim, self.config.qk_norm_eps)
 
     def slots(self) -> dict[str, Slot]:
         return {f"conv_{n}": c.slot() for n, c in self._convs()}
@@ -85,7 +100,7 @@ class GroupedQKV(nn.Module):
     def turn(self, k: Float[Tensor, "B S G K"], by: Int[Tensor, "B S"]) -> Float[Tensor, "B S G K"]:
         """Keys as they would be so many positions later."""
         c = self.config
-        return partial_rope(k, by, c.rope_base, c.rope_fraction) if c.rope_base else k
+        return partial_rope(k, by, c.rope_base, c.rope_fraction, self.scaling) if c.rope_base else k
 
     def _heads(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         line, states = self._lines(x), {}
@@ -97,11 +112,21 @@ class GroupedQKV(nn.Module):
         return {n: self.get_submodule(f"{n}_proj")(x) for n in self.names}
 
     def _by_heads(self, line: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+        turned, norm = [n for n in line if n != "v"], self.config.qk_norm
+        if norm == "whole":
+            line = line | {n: self.get_submodule(f"{n}_norm")(line[n]) for n in turned}
         heads = {n: t.unflatten(-1, (-1, self.head_dim)) for n, t in line.items()}
-        turned = [n for n in heads if n != "v"]
-        if self.config.qk_norm:
+        if norm and norm != "whole":
             heads |= {n: self.get_submodule(f"{n}_norm")(heads[n]) for n in turned}
-        return heads | {n: self.turn(heads[n], positions) for n in turned}
+        return heads | {n: self._placed(heads[n], positions) for n in turned}
+
+    def _placed(self, x: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T H K"]:
+        """Turned by its position, and as long as a scaling of positions asks."""
+        x = self.turn(x, positions)
+        if self.scaling is None or self.scaling.magnitude == 1:
+            return x
+        turned = int(self.config.rope_fraction * self.head_dim)
+        return torch.cat([x[..., :turned] * self.scaling.magnitude, x[..., turned:]], -1)
 
     def _all(self, heads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         if "k" not in heads:

@@ -23,9 +23,10 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import State
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm, rms_norm
+from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention, attention_flops, write_cache
+from slipstream.ops.rms_norm import rms_norm
 from slipstream.ops.split_attention import split_attention, split_attention_flops
 
 
@@ -93,7 +94,7 @@ class LatentKV(nn.Module):
     ) -> tuple[Float[Tensor, "B T L C"], Float[Tensor, "B T 1 R"]]:
         """What is kept: c_kv and k_rope."""
         c, key = self.kv_a_proj_with_mqa(x).split([self.n_latents * self.kv_rank, self.rope], -1)
-        c = rms_norm(c.unflatten(-1, (self.n_latents, -1)), self.kv_a_layernorm.eps)
+        c = rms_norm(c.unflatten(-1, (self.n_latents, -1)), eps=self.kv_a_layernorm.eps)
         return c * self.kv_a_layernorm.weight.unflatten(0, (self.n_latents, -1)), self._turned(
             key[:, :, None], positions
         )

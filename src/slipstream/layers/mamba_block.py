@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from slipstream.core.state import State
 from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
+from slipstream.ops.silu_gate import silu_gate
 
 Recurrence = Callable[[Tensor], tuple[Float[Tensor, "B T I"], Float[Tensor, "B I N"]]]  # x (B T I) -> o, h
 
@@ -39,7 +40,7 @@ def through_block(
     x, z = block.in_proj(x).chunk(2, -1)
     x, conv = block.conv1d(x, state["conv"], lengths)
     o, h = recurrence(x)
-    y = block.out_proj(torch.addcmul(o, block.D, x) * F.silu(z))
+    y = block.out_proj(silu_gate(torch.addcmul(o, block.D, x), z))
     return y, state.advance(x.shape[1] if lengths is None else lengths, h=h, conv=conv)
 
 

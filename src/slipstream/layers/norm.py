@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from slipstream.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -17,7 +18,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        return rms_norm(x, self.eps) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -32,18 +33,4 @@ class GatedRMSNorm(nn.Module):
         self.eps, self.gate_first = eps, gate_first
 
     def forward(self, x: Float[Tensor, "... D"], gate: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        if self.gate_first:
-            return rms_norm(x * F.silu(gate), self.eps) * self.weight
-        return rms_norm(x, self.eps) * self.weight * F.silu(gate)
-
-
-def rms_norm(x: Float[Tensor, "... D"], eps: float = 1e-6) -> Float[Tensor, "... D"]:
-    """x / sqrt(mean(x^2) + eps), computed in float32 at least, in x's dtype."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def l2_norm(x: Float[Tensor, "... D"], eps: float = 1e-6) -> Float[Tensor, "... D"]:
-    """x / sqrt(sum(x^2) + eps): unit keys, with a gradient at zero."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, gate, self.gate_first)

@@ -26,8 +26,7 @@ class ShortConv(nn.Conv1d):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "B T D"], state: Float[Tensor, "B P D"], lengths: Int[Tensor, "B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P D"]]:
-        y, state = causal_conv(x, self.weight[:, 0], self.bias, state, lengths)
-        return (F.silu(y) if self.activation else y), state
+        return causal_conv(x, self.weight[:, 0], self.bias, state, lengths, self.activation)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The same by torch's own convolution, over a left-padded sequence."""

@@ -21,8 +21,10 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.layers.decay_gate import time_steps
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm, rms_norm
+from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
+from slipstream.ops.rms_norm import rms_norm
+from slipstream.ops.silu_gate import silu_gate
 
 NO_WEIGHT_DECAY = ("A_log", "D", "dt_bias")
 
@@ -96,6 +98,8 @@ def output(
     block: Block, config: SSDConfig, o: Float[Tensor, "B T H V"], x: Tensor, z: Tensor
 ) -> Float[Tensor, "B T D"]:
     """Skip, gate, norm by groups, and the way out."""
-    gated = (o.to(x.dtype) + block.D[:, None] * x).flatten(2) * F.silu(z)
-    normal = rms_norm(gated.unflatten(-1, (config.n_groups, -1)), block.norm.eps).flatten(2)
-    return block.out_proj(normal * block.norm.weight)
+    skipped = torch.addcmul(o.to(x.dtype), block.D[:, None], x).flatten(2)
+    if config.n_groups == 1:
+        return block.out_proj(rms_norm(skipped, block.norm.weight, block.norm.eps, z, gate_first=True))
+    gated = silu_gate(skipped, z).unflatten(-1, (config.n_groups, -1))
+    return block.out_proj(rms_norm(gated, eps=block.norm.eps).flatten(2) * block.norm.weight)

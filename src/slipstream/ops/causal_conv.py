@@ -25,14 +25,19 @@ def causal_conv(
     bias: Float[Tensor, "D"] | None = None,
     state: Float[Tensor, "B P D"] | None = None,
     lengths: Int[Tensor, "B"] | None = None,
+    activation: bool = False,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P D"]]:
-    """Depthwise; the last column of weight meets the current token. state: the W-1 inputs before x (None: zeros)."""
+    """Depthwise; the last column of weight meets the current token. state: the W-1 inputs before x (None: zeros).
+
+    activation: silu(y), as short convolutions have it.
+    """
     T, past = x.shape[1], weight.shape[1] - 1
     line = _with_past(zero_padding(x, lengths), state, past)
     y = line[:, past:] * weight[:, past]
     for i in range(past):
         y = torch.addcmul(y, line[:, i : i + T], weight[:, i])
-    return (y if bias is None else y + bias), last_tokens(line, past, lengths)
+    y = y if bias is None else y + bias
+    return (F.silu(y) if activation else y), last_tokens(line, past, lengths)
 
 
 @operator("x")

@@ -70,7 +70,7 @@ def dplr_scan(
     erase: str = "decayed",
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """read is b, write is a; erase says which state b reads. Stable while D(w) + a b^T does not grow."""
-    segment = partial(_dplr_segment, erase=_known(erase))
+    segment = partial(_dplr_segment, erase=known(erase))
     S = fresh_state(k, v) if state is None else state.to(accumulation_dtype(v, state))
     line = [zero_padding(t, lengths) for t in (q * scale, k, v, read, write)]
     o, S = over_segments(segment, [*line, per_token(log_decay, k, lengths)], S, q.shape[1], chunk_size)
@@ -125,6 +125,7 @@ def _pass_on(fresh: Tensor, back: Tensor, keys: Tensor, whole: Tensor, S: Tensor
     return torch.stack(us).unflatten(1, (B, H)), torch.stack(entering).unflatten(1, (B, H)), S.unflatten(0, (B, H))
 
 
+@operator()
 def delta_step(
     q: Float[Tensor, "B 1 H K"],
     k: Float[Tensor, "B 1 H K"],
@@ -143,6 +144,7 @@ def delta_step(
     return o.transpose(1, 2).to(v.dtype), S
 
 
+@operator()
 def dplr_step(
     q: Float[Tensor, "B 1 H K"],
     k: Float[Tensor, "B 1 H K"],
@@ -157,13 +159,14 @@ def dplr_step(
     """One token of dplr_scan, by the rule itself."""
     row, key, value, b, a = (t[:, 0].to(state.dtype) for t in (q, k, v, read, write))
     S = decayed(state, log_decay)
-    u = b[..., None, :] @ (S if _known(erase) == "decayed" else state)
+    u = b[..., None, :] @ (S if known(erase) == "decayed" else state)
     S = torch.addcmul(torch.addcmul(S, a[..., :, None], u), key[..., :, None], value[..., None, :])
     o = (scale * row)[..., None, :] @ S
     return o.transpose(1, 2).to(v.dtype), S
 
 
-def _known(erase: str) -> str:
+def known(erase: str) -> str:
+    """Raises InputError for another word."""
     if erase not in ("decayed", "undecayed"):
         raise InputError(f"erase {erase!r}: say 'decayed' (b reads the decayed state) or 'undecayed' (as RWKV-7)")
     return erase
@@ -223,7 +226,7 @@ def dplr_reference(
     S, outs = (fresh_state(k, v) if state is None else state), []
     for t in range(q.shape[1]):
         less = _decay_at(log_decay, t) * S
-        u = torch.einsum("bhk,bhkv->bhv", read[:, t], less if _known(erase) == "decayed" else S)
+        u = torch.einsum("bhk,bhkv->bhv", read[:, t], less if known(erase) == "decayed" else S)
         S = less + torch.einsum("bhk,bhv->bhkv", write[:, t], u) + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
         outs.append(scale * torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
     return (torch.stack(outs, 1) if outs else v), S

@@ -50,6 +50,7 @@ _torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
 def register(op: str, backend: Backend) -> None:
     """Offer a backend for an op; the first registered that accepts a call runs it."""
     BACKENDS.setdefault(op, []).append(backend)
+    _backend.cache_clear()
 
 
 def chosen(op: str, call: Call) -> str:
@@ -104,17 +105,21 @@ def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    backends = (
-        () if torch.compiler.is_compiling() or _torch_alone.get() else offered(op)
-    )  # no compiler sees into a kernel
-    if not backends:
+    if torch.compiler.is_compiling() or _torch_alone.get():  # no compiler sees into a kernel
         return torch_form(*args, **kwargs)
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    call = Call(
-        tensors[0].device.type, tensors[0].dtype, torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    first = args[0] if args else next(iter(kwargs.values()))
+    needs_grad = torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())
     )
-    backend = next((b for b in backends if b.accepts(call) and b.ready()), None)
+    backend = _backend(op, first.device.type, first.dtype, needs_grad)
     return (backend.run if backend else torch_form)(*args, **kwargs)
+
+
+@functools.cache
+def _backend(op: str, device: str, dtype: torch.dtype, needs_grad: bool) -> Backend | None:
+    """Asked at every call of every op, so the answer is kept: it depends on nothing else."""
+    call = Call(device, dtype, needs_grad)
+    return next((b for b in offered(op) if b.accepts(call) and b.ready()), None)
 
 
 def _packed(run: Callable[..., Any], time: tuple[str, ...], arguments: dict[str, Any], cu_seqlens: Tensor) -> Any:

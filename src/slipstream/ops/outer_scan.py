@@ -85,6 +85,7 @@ def _own(q: Tensor, k: Tensor, v: Tensor, bonus: Float[Tensor, "H K"]) -> Float[
     return (q * bonus * k).sum(-1, keepdim=True) * v
 
 
+@operator()
 def outer_step(
     q: Float[Tensor, "B 1 H K"],
     k: Float[Tensor, "B 1 H K"],

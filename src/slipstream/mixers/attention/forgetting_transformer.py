@@ -21,9 +21,9 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_lines import add_grouped_lines, forget_bias, grouped_lines, log_forget
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import rms_norm
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.attention import reference as softmax_reference
+from slipstream.ops.rms_norm import rms_norm
 from slipstream.ops.valid import last_tokens
 
 
@@ -96,11 +96,11 @@ class ForgettingTransformer(Mixer, name="forgetting_transformer", family="attent
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.pro:
             return q, k
-        return rms_norm(q, self.config.norm_eps) * self.q_norm, rms_norm(k, self.config.norm_eps) * self.k_norm
+        return rms_norm(q, self.q_norm, self.config.norm_eps), rms_norm(k, self.k_norm, self.config.norm_eps)
 
     def _output(self, o: Float[Tensor, "B T H V"], x: Tensor) -> Float[Tensor, "B T D"]:
         if self.config.pro:
-            o = rms_norm(o, self.config.norm_eps) * self.o_norm * self.g_proj(x).sigmoid().unflatten(-1, o.shape[2:])
+            o = rms_norm(o, self.o_norm, self.config.norm_eps) * self.g_proj(x).sigmoid().unflatten(-1, o.shape[2:])
         return self.get_submodule("o_proj")(o.flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

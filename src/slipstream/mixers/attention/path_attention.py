@@ -22,9 +22,10 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_lines import add_grouped_lines, forget_bias, grouped_lines, log_forget
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm, l2_norm
+from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.attention import attention, attention_flops, write_cache
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.path_attention import path_attention, path_flops, path_step
 from slipstream.ops.path_attention import reference as path_reference
 

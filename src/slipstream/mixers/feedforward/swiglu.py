@@ -2,19 +2,19 @@ r"""SwiGLU: a gated feed-forward, each token by itself.
 
     y = W_down (silu(W_gate x) * (W_up x))
 
-No biases and no dropout.
+No dropout; no biases unless asked for. With activation gelu_tanh in silu's place it is the GeGLU of Gemma.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from slipstream.core.config import MixerConfig
 from slipstream.core.per_token import PerToken
+from slipstream.layers.activations import ACTIVATIONS, GATED, Activation
 from slipstream.layers.linear import Linear
 
 
@@ -26,19 +26,24 @@ class SwiGLU(PerToken, name="swiglu", family="feedforward"):
 
     class Config(MixerConfig):
         d_ff: int | None = Field(None, ge=1)  # inner width; default 8/3 d_model, rounded up to a multiple of 16
+        activation: Activation = "silu"  # of the gate: silu, gelu, gelu_tanh (GeGLU of Gemma), relu or relu2
+        bias: bool = False  # biases on all three projections
 
+    config: Config
     tiny = Config(d_model=16, d_ff=24)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         d_ff = config.d_ff or -(-config.d_model * 8 // 48) * 16
-        self.gate_proj = Linear(config.d_model, d_ff, bias=False)
-        self.up_proj = Linear(config.d_model, d_ff, bias=False)
-        self.down_proj = Linear(d_ff, config.d_model, bias=False)
+        self.gate_proj = Linear(config.d_model, d_ff, bias=config.bias)
+        self.up_proj = Linear(config.d_model, d_ff, bias=config.bias)
+        self.down_proj = Linear(d_ff, config.d_model, bias=config.bias)
+        self.gated = GATED[config.activation]
 
     def transform(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gated(self.up_proj(x), self.gate_proj(x)))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        a, b = x @ self.gate_proj.weight.T, x @ self.up_proj.weight.T
-        return (a / (1 + torch.exp(-a)) * b) @ self.down_proj.weight.T
+        a, b = self.gate_proj(x), self.up_proj(x)
+        gate = a / (1 + torch.exp(-a)) if self.config.activation == "silu" else ACTIVATIONS[self.config.activation](a)
+        return self.down_proj(gate * b)

@@ -25,6 +25,7 @@ from slipstream.layers.head_norm import HeadNorm
 from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
+from slipstream.ops.silu_gate import silu_gate
 
 
 class MetaLA(Mixer, name="metala", family="linear"):
@@ -88,7 +89,7 @@ class MetaLA(Mixer, name="metala", family="linear"):
         """With the self-augmentation, in o's precision up to the norm."""
         to_itself = (q * self.aug_balance.to(q.dtype).unflatten(0, (self.n_heads, -1)) * k).sum(-1, keepdim=True)
         o = self.group_norm(o + (to_itself * v).sigmoid())
-        return self.out_proj(F.silu(self.g_proj(x)) * o.to(x.dtype))
+        return self.out_proj(silu_gate(o.to(x.dtype), self.g_proj(x)))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         x = self.conv1d.reference(x)

@@ -23,10 +23,11 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay, time_steps
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import GatedRMSNorm, l2_norm
+from slipstream.layers.norm import GatedRMSNorm
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.delta_scan import delta_flops, delta_scan, delta_step
 from slipstream.ops.delta_scan import reference as delta_reference
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.valid import valid_mask
 
 

@@ -26,7 +26,7 @@ from slipstream.layers.feature_lines import Features, feature_one, feature_prefi
 from slipstream.layers.feature_maps import fourier, orthogonal_gaussian_rows
 from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
-from slipstream.layers.norm import l2_norm
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.normalised_scan import normalised_flops
 
 EPS = 1e-3  # added to the divisor, whose error by chance is of the order of 1 / sqrt(R)

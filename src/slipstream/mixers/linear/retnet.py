@@ -11,7 +11,6 @@ normalisations are left out: the group norm undoes them. Weights are named as in
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines
 from slipstream.layers.rope import rope
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
+from slipstream.ops.silu_gate import silu_gate
 
 
 class RetNet(Mixer, name="retnet", family="linear"):
@@ -85,7 +85,7 @@ class RetNet(Mixer, name="retnet", family="linear"):
         return torch.log1p(-(2.0 ** (-5 - h)))
 
     def _output(self, o: Float[Tensor, "B T H V"], x: Tensor) -> Float[Tensor, "B T D"]:
-        return self.o_proj(F.silu(self.g_proj(x)) * self.g_norm(o))
+        return self.o_proj(silu_gate(self.g_norm(o), self.g_proj(x)))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self._by_heads(lines_reference(self, "qkv", x), torch.zeros(x.shape[0], dtype=torch.long))

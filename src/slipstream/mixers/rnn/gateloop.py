@@ -12,7 +12,6 @@ jump at random erase; the paper lowers their learning rate instead.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.ops.linear_scan import linear_scan
+from slipstream.ops.silu_gate import silu_gate
 
 
 class GateLoop(Mixer, name="gateloop", family="rnn"):
@@ -68,7 +68,7 @@ class GateLoop(Mixer, name="gateloop", family="rnn"):
         return torch.polar(torch.sigmoid(alpha), beta)
 
     def _out(self, x: Tensor, q: Tensor, h: Complex[Tensor, "B T H"]) -> Tensor:
-        return self.o_proj(F.silu(self.g_proj(x)) * q * h.real.to(x.dtype))
+        return self.o_proj(silu_gate(q * h.real.to(x.dtype), self.g_proj(x)))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv_proj(x).chunk(3, -1)

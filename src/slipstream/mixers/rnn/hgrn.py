@@ -24,6 +24,7 @@ from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.linear_scan import linear_scan
+from slipstream.ops.silu_gate import silu_gate
 
 
 class HGRN(Mixer, name="hgrn", family="rnn"):
@@ -91,7 +92,7 @@ class HGRN(Mixer, name="hgrn", family="rnn"):
 
     def _out(self, x: Tensor, h: Complex[Tensor, "B T D"]) -> Tensor:
         feature = self.norm(torch.cat([h.real, h.imag], -1).to(x.dtype))
-        return self.out_proj(feature * F.silu(self.gate(x)))
+        return self.out_proj(silu_gate(feature, self.gate(x)))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         line = torch.cat([self.input_proj(x), self.lambda_proj(x)], -1)

@@ -23,10 +23,10 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.buckets import chosen_heads
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention, write_cache
 from slipstream.ops.chosen_attention import choose, gathered_flops, gathered_tokens
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.places import cut_out
 from slipstream.ops.recompute import recomputed
 from slipstream.ops.softmax import Softmax

@@ -28,10 +28,10 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.buckets import chosen_heads, ring_slots, rings_of
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import l2_norm
 from slipstream.layers.rope import rope
 from slipstream.ops.bucket_attention import bucket_attention, bucket_flops, bucket_prefill, bucket_step
 from slipstream.ops.bucket_attention import reference as bucket_reference
+from slipstream.ops.l2_norm import l2_norm
 
 
 class Reformer(Mixer, name="reformer", family="sparse"):

@@ -29,6 +29,7 @@ from slipstream.layers.decay_gate import time_steps
 from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
+from slipstream.ops.silu_gate import silu_gate
 from slipstream.ops.valid import last_tokens, zero_padding
 
 LEAST_RATE = 1e-4  # of decay: a is at most minus this
@@ -125,7 +126,7 @@ class Mamba3(Mixer, name="mamba3", family="ssm"):
 
     def _out(self, o: Tensor, x: Tensor, z: Tensor) -> Tensor:
         o = (o + self.D[:, None] * x).flatten(2).to(z.dtype)
-        return self.out_proj(o * F.silu(z))
+        return self.out_proj(silu_gate(o, z))
 
     def reference(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         z, x, B, C, _, log_decay, late, own = self._selected(u, u.new_zeros(len(u), self.n_heads, self.n_angles), None)

@@ -30,10 +30,11 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
-from slipstream.layers.norm import RMSNorm, l2_norm
+from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import attention_flops, window_attention
 from slipstream.ops.attention import reference as softmax_reference
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.swiglu_sgd import ChunkState, Matrices, swiglu_flops, swiglu_sgd, swiglu_step
 from slipstream.ops.swiglu_sgd import reference as swiglu_reference
 from slipstream.ops.valid import last_tokens, zero_padding

@@ -26,9 +26,11 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import RMSNorm, l2_norm
+from slipstream.layers.norm import RMSNorm
+from slipstream.ops.l2_norm import l2_norm
 from slipstream.ops.mesa_scan import mesa_flops, mesa_scan, mesa_step
 from slipstream.ops.mesa_scan import reference as mesa_reference
+from slipstream.ops.silu_gate import silu_gate
 
 
 class MesaNet(Mixer, name="mesanet", family="ttt"):
@@ -98,7 +100,7 @@ class MesaNet(Mixer, name="mesanet", family="ttt"):
 
     def _output(self, o: Float[Tensor, "B T H V"], x: Tensor) -> Float[Tensor, "B T D"]:
         y = self.o_norm(o).flatten(2)
-        return self.o_proj(y * F.silu(self.g_proj(x)) if self.g_proj else y)
+        return self.o_proj(silu_gate(y, self.g_proj(x)) if self.g_proj else y)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         inputs = self._inputs(lines_reference(self, "qkv", x), x)

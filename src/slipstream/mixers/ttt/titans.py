@@ -27,7 +27,7 @@ from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots, lines_reference, run_lines, silu_unless_convolved
-from slipstream.layers.norm import GatedRMSNorm, l2_norm
+from slipstream.layers.norm import GatedRMSNorm
 from slipstream.ops.inner_sgd import (
     Layers,
     MomentumState,
@@ -37,6 +37,7 @@ from slipstream.ops.inner_sgd import (
     momentum_sgd,
     momentum_step,
 )
+from slipstream.ops.l2_norm import l2_norm
 
 KINDS = "moved", "ahead", "momentum"  # what the state holds of every matrix: M_0 less its start, M_t - M_0, Z_t
 FORGETTING = (-7.0, -3.0)  # start of alpha's bias, from the first head to the last: memories of about 1000 to 20 tokens

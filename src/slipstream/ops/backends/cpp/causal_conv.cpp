@@ -8,15 +8,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "simd.h"
+
 namespace {
 
 constexpr int64_t BLOCK = 128;  // tokens of one piece of work
 
 template <class R> struct Line {  // the inputs of one row: its state, then its tokens, zero beyond its length
     const R *x, *state, *zeros;
-    int64_t length, past, D;
+    int64_t length, past, D, step;  // step: from one token of x to the next
 
-    const R* at(int64_t t) const { return t < 0 ? state + (past + t) * D : t < length ? x + t * D : zeros; }
+    const R* at(int64_t t) const { return t < 0 ? state + (past + t) * D : t < length ? x + t * step : zeros; }
 };
 
 template <class R>
@@ -35,20 +37,34 @@ void taps(R* __restrict y, const R* const* rows, const R* weight, const R* bias,
         for (int64_t i = 0; i < D; i++) y[i] += bias[i];
 }
 
+template <class R> void silu(R* y, int64_t D) {
+    using S = Simd<R>;
+    for (int64_t d = 0; d < D; d += S::lanes) {
+        const int left = (int)std::min<int64_t>(S::lanes, D - d);
+        S::store(y + d, S::silu(S::load(y + d, left)), left);
+    }
+}
+
+// kept (B W-1 D): the inputs before each row's end; null where they are not wanted.
 template <class R>
-void forward(const R* x, const R* weight, const R* bias, const R* state, const int64_t* lengths, R* y, int64_t batch,
-             int64_t T, int64_t D, int64_t W) {
+void forward(const R* x, const R* weight, const R* bias, const R* state, const int64_t* lengths, R* y, R* kept,
+             int64_t batch, int64_t T, int64_t D, int64_t W, int64_t x_step, bool activation) {
     const std::vector<R> zeros(D);
-    const int64_t blocks = (T + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2) schedule(static)
+    const int64_t blocks = (T + BLOCK - 1) / BLOCK, past = W - 1;
+#pragma omp parallel for collapse(2) schedule(static) if (batch * T * D > 1 << 14)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t block = 0; block < blocks; block++) {
-            const Line<R> line{x + b * T * D, state + b * (W - 1) * D, zeros.data(), lengths ? lengths[b] : T, W - 1, D};
+            const int64_t length = lengths ? lengths[b] : T;
+            const Line<R> line{x + b * T * x_step, state + b * past * D, zeros.data(), length, past, D, x_step};
             std::vector<const R*> rows(W);
             for (int64_t t = block * BLOCK; t < std::min(T, (block + 1) * BLOCK); t++) {
-                for (int64_t i = 0; i < W; i++) rows[i] = line.at(t - W + 1 + i);
-                taps(y + (b * T + t) * D, rows.data(), weight, bias, W, D);
+                for (int64_t i = 0; i < W; i++) rows[i] = line.at(t - past + i);
+                R* const out = y + (b * T + t) * D;
+                taps(out, rows.data(), weight, bias, W, D);
+                if (activation) silu(out, D);
             }
+            for (int64_t i = 0; kept && block == 0 && i < past; i++)
+                std::copy_n(line.at(length - past + i), D, kept + (b * past + i) * D);
         }
 }
 
@@ -64,8 +80,8 @@ void backward(const R* x, const R* weight, const R* state, const int64_t* length
     for (int64_t b = 0; b < batch; b++)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t length = lengths ? lengths[b] : T;
-            const Line<R> line{x + b * T * D, state + b * past * D, zeros.data(), length, past, D};
-            const Line<R> slopes{gy + b * T * D, nullptr, zeros.data(), T, 0, D};
+            const Line<R> line{x + b * T * D, state + b * past * D, zeros.data(), length, past, D, D};
+            const Line<R> slopes{gy + b * T * D, nullptr, zeros.data(), T, 0, D, D};
             std::vector<const R*> rows(W);
             R *const gw = g_weight + (b * blocks + block) * W * D, *const gb = g_bias + (b * blocks + block) * D;
             const int64_t first = block * BLOCK, last = std::min(T, first + BLOCK);
@@ -90,8 +106,9 @@ void backward(const R* x, const R* weight, const R* state, const int64_t* length
 
 #define KERNELS(R, suffix)                                                                                               \
     extern "C" void forward_##suffix(const R* x, const R* weight, const R* bias, const R* state, const int64_t* lengths, \
-                                     R* y, int64_t batch, int64_t T, int64_t D, int64_t W) {                             \
-        forward<R>(x, weight, bias, state, lengths, y, batch, T, D, W);                                                  \
+                                     R* y, R* kept, int64_t batch, int64_t T, int64_t D, int64_t W, int64_t x_step,      \
+                                     int64_t activation) {                                                               \
+        forward<R>(x, weight, bias, state, lengths, y, kept, batch, T, D, W, x_step, activation);                        \
     }                                                                                                                    \
     extern "C" void backward_##suffix(const R* x, const R* weight, const R* state, const int64_t* lengths, const R* gy,  \
                                       R* gx, R* g_weight, R* g_bias, R* g_state, int64_t batch, int64_t T, int64_t D,    \

@@ -5,25 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import call, offer
+from slipstream.ops.backends.cpp.calls import as_type, blank, call, offer, rows, wants_gradient
 from slipstream.ops.valid import last_tokens, zero_padding
 
 BLOCK = 128  # as in causal_conv.cpp
 
 
 def run(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None, lengths: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    activation: bool = False,
 ) -> tuple[Tensor, Tensor]:
     past = weight.shape[1] - 1
-    state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state.to(x.dtype)
-    kept = _kept(x, state, past, lengths)
-    if 0 in x.shape:
-        return x, kept
-    taps = (weight.to(x.dtype).mT.contiguous(), None if bias is None else bias.to(x.dtype).contiguous())
-    return _CausalConv.apply(x.contiguous(), *taps, state.contiguous(), lengths), kept
+    state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else as_type(state, x.dtype).contiguous()
+    taps = (as_type(weight, x.dtype).mT.contiguous(), None if bias is None else as_type(bias, x.dtype).contiguous())
+    if wants_gradient(x, weight, bias, state):
+        kept = _kept(x, state, past, lengths)
+        y = x if 0 in x.shape else _CausalConv.apply(x.contiguous(), *taps, state, lengths)
+        return (F.silu(y) if activation else y), kept
+    (x, apart), kept = rows(x), torch.empty_like(state)
+    y = blank(x)
+    tensors = (x, *taps, state, lengths, y, kept)
+    if x.shape[1] == 0:
+        return y, state
+    call("causal_conv", "forward", x.dtype, tensors, *x.shape, weight.shape[1], apart, int(activation))
+    return y, kept
 
 
 def _kept(x: Tensor, state: Tensor, past: int, lengths: Tensor | None) -> Tensor:
@@ -42,7 +55,8 @@ class _CausalConv(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None
     ) -> Tensor:
         y = torch.empty_like(x)
-        call("causal_conv", "forward", x.dtype, (x, weight, bias, state, lengths, y), *x.shape, weight.shape[0])
+        sizes = (*x.shape, weight.shape[0], x.shape[2], 0)
+        call("causal_conv", "forward", x.dtype, (x, weight, bias, state, lengths, y, None), *sizes)
         ctx.save_for_backward(x, weight, state, lengths)
         ctx.has_bias = bias is not None
         return y

@@ -42,6 +42,19 @@ template <class R> struct Simd {
 
     // e^x to within two units in the last place. NaN stays NaN; what underflows is 0, what overflows is inf.
     static inline vec exp(vec x);
+
+    static inline vec sigmoid(vec x) { return R(1) / (R(1) + exp(-x)); }
+    static inline vec silu(vec x) { return x / (R(1) + exp(-x)); }
+
+    // log(1 + e^x) = max(x, 0) + 2 atanh(u / (2 + u)) with u = e^-|x|: a series in at most 1/3, exact also where it is small.
+    static inline vec softplus(vec x) {
+        const ivec negative = x < R(0);
+        const vec u = exp(negative ? x : -x), s = u / (u + R(2)), s2 = s * s;
+        constexpr int terms = sizeof(R) == 4 ? 8 : 17;
+        vec series = splat(R(1) / R(2 * terms - 1));
+        for (int i = terms - 2; i >= 0; i--) series = series * s2 + R(1) / R(2 * i + 1);
+        return (negative ? vec{} : x) + R(2) * s * series;
+    }
 };
 
 template <> inline Simd<float>::vec Simd<float>::exp(vec x) {
