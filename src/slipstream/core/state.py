@@ -85,6 +85,14 @@ class State:
         slots = {name: _cat_rows([s.slots[name] for s in states]) for name in first.slots}
         return State(slots, torch.cat([s.length for s in states]))
 
+    def parts(self, depth: int) -> dict[str, State]:
+        """All scopes of names that many words deep, in one pass: what join joined. A part without slots is not among them."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, slot in self.slots.items():
+            *words, rest = name.split(".", depth)
+            found.setdefault(".".join(words), {})[rest] = slot
+        return {prefix: State(slots, self.length) for prefix, slots in found.items()}
+
     def scope(self, prefix: str) -> State:
         """The slots under `prefix.`, without the prefix."""
         head = prefix + "."

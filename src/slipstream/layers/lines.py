@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
@@ -48,12 +48,17 @@ def lines_reference(mixer: Mixer, names: str, x: Float[Tensor, "B T D"]) -> dict
 
 def silu_unless_convolved(mixer: Mixer) -> Callable[[Tensor], Tensor]:
     """The activation a line still lacks: its convolution brings one."""
-    return nn.Identity() if _convs(mixer) else F.silu
+    return _unchanged if _convs(mixer) else F.silu
+
+
+def _unchanged(line: Tensor) -> Tensor:
+    return line
 
 
 def _projected(mixer: Mixer, names: str, x: Tensor) -> dict[str, Tensor]:
-    return {name: mixer.get_submodule(f"{name}_proj")(x) for name in names}
+    return {name: getattr(mixer, f"{name}_proj")(x) for name in names}
 
 
 def _convs(mixer: Mixer) -> dict[str, ShortConv]:
-    return {n.removesuffix("_conv1d"): m for n, m in mixer.named_children() if isinstance(m, ShortConv)}
+    """By line. Read at every token, so not by named_children, which walks all of them."""
+    return {n.removesuffix("_conv1d"): m for n, m in mixer._modules.items() if isinstance(m, ShortConv)}

@@ -1,4 +1,4 @@
-// The short depthwise causal convolution, and its gradient. Layouts: x y (B T D), weight (W D), state (B W-1 D).
+// The short depthwise causal convolution, and its gradient. Layouts: x y (B T D), weight (D W), state (B W-1 D).
 //
 //     y_t = bias + sum_{i<W} w_i * x_{t-W+1+i}
 //
@@ -45,11 +45,18 @@ template <class R> void silu(R* y, int64_t D) {
     }
 }
 
+template <class R> std::vector<R> by_tap(const R* weight, int64_t D, int64_t W) {
+    std::vector<R> turned(W * D);
+    for (int64_t d = 0; d < D; d++)
+        for (int64_t i = 0; i < W; i++) turned[i * D + d] = weight[d * W + i];
+    return turned;
+}
+
 // kept (B W-1 D): the inputs before each row's end; null where they are not wanted.
 template <class R>
 void forward(const R* x, const R* weight, const R* bias, const R* state, const int64_t* lengths, R* y, R* kept,
              int64_t batch, int64_t T, int64_t D, int64_t W, int64_t x_step, bool activation) {
-    const std::vector<R> zeros(D);
+    const std::vector<R> zeros(D), turned = by_tap(weight, D, W);
     const int64_t blocks = (T + BLOCK - 1) / BLOCK, past = W - 1;
 #pragma omp parallel for collapse(2) schedule(static) if (batch * T * D > 1 << 14)
     for (int64_t b = 0; b < batch; b++)
@@ -60,7 +67,7 @@ void forward(const R* x, const R* weight, const R* bias, const R* state, const i
             for (int64_t t = block * BLOCK; t < std::min(T, (block + 1) * BLOCK); t++) {
                 for (int64_t i = 0; i < W; i++) rows[i] = line.at(t - past + i);
                 R* const out = y + (b * T + t) * D;
-                taps(out, rows.data(), weight, bias, W, D);
+                taps(out, rows.data(), turned.data(), bias, W, D);
                 if (activation) silu(out, D);
             }
             for (int64_t i = 0; kept && block == 0 && i < past; i++)
@@ -74,8 +81,9 @@ void backward(const R* x, const R* weight, const R* state, const int64_t* length
               R* g_bias, R* g_state, int64_t batch, int64_t T, int64_t D, int64_t W) {
     const std::vector<R> zeros(D);
     const int64_t blocks = (T + BLOCK - 1) / BLOCK, past = W - 1;
+    const std::vector<R> ahead = by_tap(weight, D, W);
     std::vector<R> turned(W * D);  // the gradient of an input is the same convolution, of later gradients
-    for (int64_t i = 0; i < W; i++) std::copy_n(weight + (W - 1 - i) * D, D, turned.begin() + i * D);
+    for (int64_t i = 0; i < W; i++) std::copy_n(ahead.begin() + (W - 1 - i) * D, D, turned.begin() + i * D);
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t block = 0; block < blocks; block++) {

@@ -25,7 +25,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     past = weight.shape[1] - 1
     state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else as_type(state, x.dtype).contiguous()
-    taps = (as_type(weight, x.dtype).mT.contiguous(), None if bias is None else as_type(bias, x.dtype).contiguous())
+    taps = (as_type(weight, x.dtype).contiguous(), None if bias is None else as_type(bias, x.dtype).contiguous())
     if wants_gradient(x, weight, bias, state):
         kept = _kept(x, state, past, lengths)
         y = x if 0 in x.shape else _CausalConv.apply(x.contiguous(), *taps, state, lengths)
@@ -48,14 +48,12 @@ def _kept(x: Tensor, state: Tensor, past: int, lengths: Tensor | None) -> Tensor
 
 
 class _CausalConv(torch.autograd.Function):
-    """weight (W D), as the kernel has it."""
-
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None
     ) -> Tensor:
         y = torch.empty_like(x)
-        sizes = (*x.shape, weight.shape[0], x.shape[2], 0)
+        sizes = (*x.shape, weight.shape[1], x.shape[2], 0)
         call("causal_conv", "forward", x.dtype, (x, weight, bias, state, lengths, y, None), *sizes)
         ctx.save_for_backward(x, weight, state, lengths)
         ctx.has_bias = bias is not None
@@ -67,10 +65,10 @@ class _CausalConv(torch.autograd.Function):
         x, weight, state, lengths = ctx.saved_tensors
         pieces = (x.shape[0], -(-x.shape[1] // BLOCK))
         gx, g_state = torch.empty_like(x), torch.empty_like(state)
-        g_weight, g_bias = x.new_zeros(*pieces, *weight.shape), x.new_zeros(*pieces, x.shape[2])
+        g_weight, g_bias = x.new_zeros(*pieces, *weight.mT.shape), x.new_zeros(*pieces, x.shape[2])
         tensors = (x, weight, state, lengths, gy.contiguous(), gx, g_weight, g_bias, g_state)
-        call("causal_conv", "backward", x.dtype, tensors, *x.shape, weight.shape[0])
-        return gx, g_weight.sum((0, 1)), g_bias.sum((0, 1)) if ctx.has_bias else None, g_state, None
+        call("causal_conv", "backward", x.dtype, tensors, *x.shape, weight.shape[1])
+        return gx, g_weight.sum((0, 1)).mT, g_bias.sum((0, 1)) if ctx.has_bias else None, g_state, None
 
 
 offer("causal_conv", run)

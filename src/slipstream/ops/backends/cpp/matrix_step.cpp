@@ -3,7 +3,7 @@
 //     F = decay * S          u = b^T F (or b^T S)          S' = F + a u^T + k v^T          o = scale S'^T q
 //
 // The delta rule is a = -beta k, b = k, and a write of beta v. With a bonus, o = scale (S + (bonus * k) v^T)^T q instead.
-// A row of S stays in the cache between the pass that reads u and the one that writes. All states are contiguous.
+// S becomes S' where it lies: a row is read before it is written, and stays in the cache since the pass that made u.
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -16,8 +16,8 @@ enum Decay { NONE, ONE, CHANNEL };  // none; a number a head; a number a key cha
 constexpr int64_t WORTH_THREADS = 1 << 17;  // numbers of state; fewer are done before a thread has woken
 
 template <class R> struct Problem {
-    const R *q, *k, *v, *beta, *erase, *read, *log_decay, *bonus, *S;  // beta, or erase and read; bonus: all may be null
-    R *o, *next;
+    const R *q, *k, *v, *beta, *erase, *read, *log_decay, *bonus;  // beta, or erase and read; bonus: all may be null
+    R *o, *S;
     int64_t batch, heads, K, V, q_row, q_head, k_row, k_head, v_row, v_head, decay_row, kind, undecayed;
     double scale;
 };
@@ -26,10 +26,10 @@ template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u
     using S = Simd<R>;
     const int64_t K = p.K, V = p.V, at = b * p.heads + h;
     const R *q = p.q + b * p.q_row + h * p.q_head, *k = p.k + b * p.k_row + h * p.k_head;
-    const R *v = p.v + b * p.v_row + h * p.v_head, *state = p.S + at * K * V;
+    const R* v = p.v + b * p.v_row + h * p.v_head;
     const R *read = p.beta ? k : p.read ? p.read + at * K : nullptr, *erase = p.erase ? p.erase + at * K : nullptr;
     const R* fade = p.kind == NONE ? nullptr : p.log_decay + b * p.decay_row + (p.kind == ONE ? h : h * K);
-    R *next = p.next + at * K * V, *o = p.o + at * V;
+    R *state = p.S + at * K * V, *o = p.o + at * V;
     const R one = fade && p.kind == ONE ? std::exp(*fade) : R(1), beta = p.beta ? p.beta[at] : R(1);
     const auto decay = [&](int64_t i) { return p.kind == CHANNEL ? std::exp(fade[i]) : one; };
     const auto left = [&](int64_t d) { return (int)(V - d < S::lanes ? V - d : S::lanes); };
@@ -50,7 +50,7 @@ template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u
             const auto before = S::load(state + i * V + d, n), value = S::load(write + d, n);
             auto now = before * kept + value * key;
             if (erase) now += S::load(u + d, n) * gone;
-            S::store(next + i * V + d, now, n);
+            S::store(state + i * V + d, now, n);
             S::store(o + d, S::load(o + d, n) + (p.bonus ? before + value * own : now) * row, n);
         }
     }
@@ -69,11 +69,11 @@ template <class R> void step(const Problem<R>& p) {
 
 #define KERNELS(R, suffix)                                                                                              \
     extern "C" void step_##suffix(const R* q, const R* k, const R* v, const R* beta, const R* erase, const R* read,     \
-                                  const R* log_decay, const R* bonus, const R* S, R* o, R* next, int64_t batch,         \
+                                  const R* log_decay, const R* bonus, R* o, R* S, int64_t batch,                       \
                                   int64_t heads, int64_t K, int64_t V, int64_t q_row, int64_t q_head, int64_t k_row,    \
                                   int64_t k_head, int64_t v_row, int64_t v_head, int64_t decay_row, int64_t kind,       \
                                   int64_t undecayed, double scale) {                                                    \
-        step<R>({q, k, v, beta, erase, read, log_decay, bonus, S, o, next, batch, heads, K, V, q_row, q_head, k_row,    \
+        step<R>({q, k, v, beta, erase, read, log_decay, bonus, o, S, batch, heads, K, V, q_row, q_head, k_row,    \
                  k_head, v_row, v_head, decay_row, kind, undecayed, scale});                                            \
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slipstream.ops.backends.cpp.calls import as_type, blank, call
+from slipstream.ops.backends.cpp.calls import as_type, call
 
 NONE, ONE, CHANNEL = 0, 1, 2  # as in matrix_step.cpp
 
@@ -23,9 +23,9 @@ def matrix_step(
     bonus: Tensor | None = None,
     undecayed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B 1 H V) in v's dtype and the next state, from what stands in matrix_step.cpp."""
+    """Output (B 1 H V) in v's dtype and the next state, which takes the place of the one that is given (and so consumed)."""
     (batch, heads, K, V), dtype = state.shape, state.dtype
-    state, next_state = state.contiguous(), blank(state)
+    state = state.contiguous()
     o = torch.empty(batch, 1, heads, V, dtype=dtype)
     lines = [_in_order(as_type(t, dtype)) for t in (q, k, v)]
     single = [None if t is None else as_type(t, dtype).contiguous() for t in (beta, erase, read)]
@@ -35,14 +35,13 @@ def matrix_step(
         *single,
         fade,
         None if bonus is None else as_type(bonus, dtype).contiguous(),
-        state,
         o,
-        next_state,
+        state,
     )
     apart = [step for line in lines for step in (line.stride(0), line.stride(2))]
     sizes = (batch, heads, K, V, *apart, decay_row, kind, int(undecayed), float(scale))
     call("matrix_step", "step", dtype, tensors, *sizes)
-    return as_type(o, v.dtype), next_state
+    return as_type(o, v.dtype), state
 
 
 def _in_order(line: Tensor) -> Tensor:
