@@ -15,6 +15,8 @@ import torch
 
 from slipstream import ops
 from slipstream.core.quantities import bytes_in_words
+from slipstream.models.language_model import language_model
+from slipstream.models.threads import seconds_by_threads, writing
 from slipstream.ops import dispatch
 
 SIMD = (
@@ -51,7 +53,16 @@ def describe(measured: bool = True) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "load": round(os.getloadavg()[0], 2),
     }
-    return facts | (rates() | {"backends": backends()} if measured else {})
+    return facts | (rates() | {"threads_measured": threads_measured(), "backends": backends()} if measured else {})
+
+
+def threads_measured() -> list[dict[str, Any]]:
+    """For a small and a larger model: seconds a token by number of threads, and the number that would be chosen."""
+    rows = []
+    for size in ("1M", "30M"):
+        found = seconds_by_threads(writing(language_model("attention", params=size, vocab_size=256)))
+        rows.append({"parameters": size, "seconds": found, "chosen": min(found, key=found.__getitem__)})
+    return rows
 
 
 def rates() -> dict[str, float]:

@@ -69,6 +69,9 @@ def _print(machine: dict[str, Any], warning: str) -> None:
     out.print(
         f"multiplies matrices at {machine['matmul_gflops']:g} GFLOP/s in float32, on {machine['threads']} threads"
     )
+    for row in machine["threads_measured"]:
+        times = ", ".join(f"{1000 * seconds:.1f} ms on {n}" for n, seconds in row["seconds"].items())
+        out.print(f"a model of {row['parameters']} parameters writes a token in {times}: it is run on {row['chosen']}")
     out.print(
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, {machine['gpu'] or 'no GPU'}"
     )

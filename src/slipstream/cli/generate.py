@@ -32,19 +32,29 @@ def run(settings: GenerateConfig) -> None:
 
       slipstream generate runs/book --from-state read.safetensors
 
+      slipstream generate runs/book "Once upon" --quantise int8
+
       slipstream generate runs/book - --cache h2o:512 --prefill-policy minference < long.txt
     """
     if settings.prompt is None and settings.from_state is None:
         raise InputError(f'give a prompt: slipstream generate {settings.run} "Once upon", or --from-state FILE')
+    import torch
+
     from slipstream.data.source import read_text
     from slipstream.generate.reading import Reading
     from slipstream.generate.stream import generate
-    from slipstream.models.checkpoint import load
+    from slipstream.interop.load import load
     from slipstream.models.policies import with_policies
+    from slipstream.models.threads import fitting_threads, writing
 
     model = load(settings.run)
+    if settings.quantise:
+        from slipstream.convert.quantise import quantise
+
+        model = quantise(model, settings.quantise)
     if policies := settings.policies():
         model = with_policies(model, **policies)
+    torch.set_num_threads(settings.threads or fitting_threads(writing(model)))
     prompt = read_text("-").content.decode("utf-8") if settings.prompt == "-" else settings.prompt or ""
     begun = Reading.load(settings.from_state, model) if settings.from_state else None
     how: dict[str, Any] = settings.model_dump(include=set(Sampling.model_fields))

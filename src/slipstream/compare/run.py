@@ -26,8 +26,8 @@ from slipstream.core.files import write_text
 from slipstream.data.source import read_text, run_name
 from slipstream.data.text import TextData, text_data
 from slipstream.models.checkpoint import load
+from slipstream.models.threads import fitting_threads, writing
 from slipstream.train.config import TrainConfig
-from slipstream.train.run import fitting_threads
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Comparison:
         models = {a: load(f) for a, f in folders.items() if f and (f / "config.json").exists()}
         if not models:
             return
-        torch.set_num_threads(fitting_threads(self.config.params))
+        torch.set_num_threads(fitting_threads(writing(next(iter(models.values())))))
         budget = plan["speed_seconds"] * len(models) / len(self.config.archs)
         listen = lambda share, text: self._tell(budget * (1 - share), {"timing": text})  # noqa: E731
         for record in measure(models, self.config.lengths, self.config.contexts, budget, listen):

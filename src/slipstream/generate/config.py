@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -40,6 +41,11 @@ class Running(Config):
         None, description="which keys a prompt reads: a prefill policy such as minference (default: as the model says)"
     )
 
+    quantise: Literal["int8", "int4"] | None = Field(
+        None,
+        description="keep the matrices in so few bits a weight: faster, a little worse (slipstream quantise says how much)",
+    )
+
     def policies(self) -> dict[str, str | list[str]]:
         """Those that are given: one for all layers, or a list of them."""
         given = {"cache": self.cache, "prefill_policy": self.prefill_policy}
@@ -47,7 +53,15 @@ class Running(Config):
         return {name: several if len(several) > 1 else several[0] for name, several in parts.items()}
 
 
-class GenerateConfig(Running, Sampling, Task):
+class Machine(Config):
+    """What of the machine is used."""
+
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads (default: 1 or all cores, whichever is measured to be faster)"
+    )
+
+
+class GenerateConfig(Machine, Running, Sampling, Task):
     """One call of `slipstream generate`."""
 
     stop: list[str] = Field(default_factory=list, description="end before this text")

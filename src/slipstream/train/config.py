@@ -76,6 +76,8 @@ class TrainConfig(Recipe, Wiring, Subject):
     out: Path | None = Field(None, description="folder of the run (default: runs/NAME-OF-DATA)")
     fresh: bool = Field(False, description="start over where a run is already")
     save_every: Seconds = Field(30.0, ge=0, description="time between checkpoints; 0 for one every step")
-    threads: int | None = Field(None, ge=1, description="CPU threads (default: 1 for small models, else all cores)")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads (default: 1 or all cores, whichever is measured to be faster)"
+    )
     device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1, mps")
     as_json: bool = Field(False, description="print the result as JSON")

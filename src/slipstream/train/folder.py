@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -94,12 +95,14 @@ class RunFolder:
             about = stored.metadata()
         return int(about["step"]), float(about["seconds"])
 
-    def resume(self, trainer: Trainer) -> None:
-        """Put the trainer where the last checkpoint left it."""
+    def resume(self, trainer: Trainer, threads: int | None = None) -> None:
+        """Put the trainer where the last checkpoint left it. With another number of threads sums are rounded otherwise, so a
+        run keeps the number it began with, unless it is told one."""
         at = self.position()
         if at is None:
             return
         with self._opened() as stored:
+            torch.set_num_threads(threads or int(stored.metadata().get("threads", torch.get_num_threads())))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
         trainer.restore(tensors, *at)
 
@@ -116,6 +119,7 @@ class RunFolder:
         with written(self.path):
             trainer.model.save(self.path)
             about = {"format": "slipstream.trainer", "step": str(trainer.step), "seconds": repr(trainer.seconds)}
+            about["threads"] = str(torch.get_num_threads())
             with replacing(self.trainer) as temporary:
                 save_file({n: t.contiguous() for n, t in trainer.tensors().items()}, temporary, about)
 
@@ -138,7 +142,7 @@ class RunFolder:
 
     def append(self, point: Point) -> None:
         with written(self.path), open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(point)) + "\n")
+            file.write(json.dumps({n: v for n, v in asdict(point).items() if v is not None}) + "\n")
 
     def model_is_there(self) -> bool:
         return all((self.path / n).is_file() for n in MODEL_FILES)
@@ -162,5 +166,6 @@ def default_folder(name: str) -> Path:
 
 def describe(model: LanguageModel) -> str:
     """The model in a few words."""
-    c = model.config
-    return f"{c.pattern}: {model.n_parameters():,} parameters, {c.n_layers} layers, d_model {c.d_model}"
+    c, total, active = model.config, model.n_parameters(), model.n_active_parameters()
+    used = f" ({active:,} of them for one token)" if active < total else ""
+    return f"{c.pattern}: {total:,} parameters{used}, {c.n_layers} layers, d_model {c.d_model}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from slipstream.data.source import run_name
 from slipstream.data.text import TextData, text_data
 from slipstream.models.config import Wiring
 from slipstream.models.language_model import LanguageModel, language_model
+from slipstream.models.threads import fitting_threads, learning
 from slipstream.train.config import PARAMS, TrainConfig
 from slipstream.train.folder import RunFolder, default_folder, describe, written
 from slipstream.train.interrupt import Interrupt, on_interrupt
 from slipstream.train.loop import Point, Trainer
-
-SMALL = 10_000_000  # parameters below which more than one CPU thread costs more than it gives
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def train(config: TrainConfig, on_event: Listener = lambda event: None) -> Resul
         trainer.data = data.kept_in(folder.tokens)
     for note in data.notes:
         on_event(Note(note))
-    folder.resume(trainer)
+    folder.resume(trainer, config.threads)
     if trainer.finished and folder.model_is_there():
         on_event(Note(f"{folder.path} is finished already; --fresh starts over"))
         return _result(folder, folder.last_point())
@@ -71,13 +69,8 @@ def prepare(config: TrainConfig, data: TextData) -> Trainer:
     """The model and its trainer at step 0, on the device asked for."""
     model = build(config, data)
     model.tokenizer = data.tokenizer
-    torch.set_num_threads(config.threads or fitting_threads(model.n_parameters()))
+    torch.set_num_threads(config.threads or fitting_threads(learning(model)))
     return Trainer(model.to(_device(config.device)), data, config)
-
-
-def fitting_threads(parameters: int) -> int:
-    """CPU threads for a model of this size."""
-    return 1 if parameters < SMALL else os.cpu_count() or 1
 
 
 def build(config: TrainConfig, data: TextData) -> LanguageModel:
@@ -106,6 +99,8 @@ def _go(trainer: Trainer, folder: RunFolder, config: TrainConfig, on_event: List
     for point in trainer.run():
         folder.append(point)
         on_event(point)
+        for warning in point.warnings or ():
+            on_event(Note(f"warning: step {point.step}: {warning}"))
         if trainer.finished or interrupt.asked or time.monotonic() - saved >= config.save_every:
             folder.save(trainer)
             saved = time.monotonic()
