@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slipstream.ops import chosen_attention as ops
 from slipstream.ops.attention import attention
+from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.softmax import Softmax
 
 B, T, H, G, K, V, SIZE, N = 2, 37, 8, 2, 6, 5, 4, 3
@@ -173,6 +174,6 @@ def test_work_goes_with_the_pairs_kept_and_is_what_is_declared():
     (short, said_short), (long, said_long) = counted(1024), counted(4096)
     assert long < 4.4 * short
     assert abs(said_short / short - 1) < 0.1 and abs(said_long / long - 1) < 0.1
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         ops.gathered_tokens(*(x.detach()[:, :1] for x in lines()), torch.zeros(B, 1, 4, N, dtype=torch.long))
     assert counter.get_total_flops() == ops.gathered_flops(B, H, K, V, N)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from slipstream.ops.dispatch import operator
 from slipstream.ops.recompute import recomputed
 from slipstream.ops.softmax import PLAIN, Softmax, merge, read, read_with_lse, with_sinks
 from slipstream.ops.valid import zero_padding
@@ -170,6 +171,7 @@ def wanted_by_any(
     return met.gather(3, token[:, None, None].expand(-1, *met.shape[1:3], -1)), token
 
 
+@operator()
 def gathered_tokens(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B S G K"],
