@@ -24,11 +24,12 @@ _HOMES = {
     "InputError": "slipstream.core.errors",
     "language_model": "slipstream.models.language_model",
     "LanguageModel": "slipstream.models.language_model",
-    "load": "slipstream.models.checkpoint",
+    "load": "slipstream.interop.load",
     "with_policies": "slipstream.models.policies",
     "retrieval_heads": "slipstream.models.retrieval_heads",
+    "quantise": "slipstream.convert.quantise",
 }
-_ROOMS = ("mixers", "generate")  # packages that are also functions
+_ROOMS = ("mixers", "generate", "hf")  # packages; the first two are also functions
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 

@@ -53,7 +53,7 @@ def test_sinks_and_gates_start_harmless():
     """A new sink is one more key of logit zero; a new gate is near one half."""
     mixer = ss.mixer("attention", d_model=32, sinks=True, gated=True)
     assert torch.equal(mixer.sinks, torch.zeros(1))
-    assert (mixer.o_proj.g_proj(torch.randn(100, 32)).sigmoid() - 0.5).abs().mean() < 0.2
+    assert (mixer.g_proj(torch.randn(100, 32)).sigmoid() - 0.5).abs().mean() < 0.2
 
 
 def test_mistakes_are_told():

@@ -178,7 +178,7 @@ def test_bad_checkpoints_are_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="is missing"):
         ss.load(tmp_path / "good")
     (tmp_path / "good" / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InputError, match="no slipstream model"):
+    with pytest.raises(InputError, match="lacks 'num_attention_heads'"):
         ss.load(tmp_path / "good")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,53 @@ def slstm(dtype: torch.dtype, draw: torch.Generator) -> Arguments:
     return {"gates": gates, "U": 0.3 * U, "state": (h, c, 1 + n.abs(), m)}
 
 
+def peephole(dtype: torch.dtype, draw: torch.Generator) -> Arguments:
+    dims = {"u": (B, T, D), "a": (B, T, D), "v": (D,), "state": (B, D)}
+    return {n: torch.randn(*d, dtype=dtype, generator=draw) for n, d in dims.items()}
+
+
+def semilinear(dtype: torch.dtype, draw: torch.Generator, width: int, n_tanh: int) -> Arguments:
+    """U small enough that the linear part does not grow."""
+    dims = {"x": (B, T, width), "U": (width, width), "state": (B, width)}
+    lines = {n: torch.randn(*d, dtype=dtype, generator=draw) for n, d in dims.items()}
+    return lines | {"U": 0.4 * lines["U"] / width**0.5, "n_tanh": n_tanh}
+
+
+def recurrent(dtype: torch.dtype, draw: torch.Generator, n_gates: int, width: int, n_states: int = 1) -> Arguments:
+    """Weights as torch.nn has them: W, U, b, b'."""
+    high = n_gates * width
+    dims = [(B, T, D), (high, D), (high, width), (high,), (high,), *[(B, width)] * n_states]
+    x, W, U, b, b2, *state = (torch.randn(*d, dtype=dtype, generator=draw) for d in dims)
+    weights = [W / D**0.5, U / width**0.5, b, b2]
+    return {"x": x, "weights": weights, "state": state[0] if n_states == 1 else tuple(state)}
+
+
+def outer(
+    dtype: torch.dtype, draw: torch.Generator, *decay: int, K: int = 17, V: int = 9, bonus: bool = False
+) -> Arguments:
+    """decay: the shape of log_decay; its values are both of tokens that keep all and of tokens that keep nothing."""
+    dims = {"q": (B, T, 2, K), "k": (B, T, 2, K), "v": (B, T, 2, V), "state": (B, 2, K, V)}
+    lines = {
+        n: torch.randn(*d, dtype=dtype, generator=draw)
+        for n, d in (dims | ({"bonus": (2, K)} if bonus else {})).items()
+    }
+    fade = -50 * torch.rand(decay, dtype=dtype, generator=draw) ** 8
+    return lines | {"k": lines["k"] / K**0.5, "scale": 0.3} | ({"log_decay": fade} if decay else {})
+
+
+def delta(dtype: torch.dtype, draw: torch.Generator, *decay: int, **sizes: int) -> Arguments:
+    lines = outer(dtype, draw, *decay, **sizes)
+    unit = torch.nn.functional.normalize(lines["k"], dim=-1)
+    return lines | {"k": unit, "beta": 2 * torch.rand(B, T, 2, dtype=dtype, generator=draw)}
+
+
+def low_rank(erase: str, decay: tuple[int, ...], dtype: torch.dtype, draw: torch.Generator) -> Arguments:
+    lines = outer(dtype, draw, *decay)
+    unit = torch.nn.functional.normalize(torch.randn(lines["k"].shape, dtype=dtype, generator=draw), dim=-1)
+    rate = torch.rand(unit.shape, dtype=dtype, generator=draw)
+    return lines | {"read": -unit, "write": rate * unit, "erase": erase}
+
+
 CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] = {
     "selective_scan": ("selective_scan", selective, (torch.float64, torch.float32)),
     "signed": ("selective_scan", lambda *a: selective(*a, signed=True), (torch.float64, torch.float32)),
@@ -64,8 +112,35 @@ CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] 
     "conv of 3": ("causal_conv", lambda *a: conv(*a, 3, False), (torch.float64, torch.float32)),
     "conv of 1": ("causal_conv", lambda *a: conv(*a, 1, False), (torch.float64,)),
     "slstm_scan": ("slstm_scan", slstm, (torch.float64, torch.float32)),
+    "peephole_scan": ("peephole_scan", peephole, (torch.float64, torch.float32)),
+    "semilinear_scan": ("semilinear_scan", lambda *a: semilinear(*a, D, 5), (torch.float64, torch.float32)),
+    "wide semilinear": ("semilinear_scan", lambda *a: semilinear(*a, 150, 150), (torch.float64, torch.float32)),
+    "rnn_scan": ("nonlinear_scan.rnn_scan", lambda *a: recurrent(*a, 1, 18), (torch.float64, torch.float32)),
+    "lstm_scan": ("nonlinear_scan.lstm_scan", lambda *a: recurrent(*a, 4, 18, 2), (torch.float64, torch.float32)),
+    "wide lstm": ("nonlinear_scan.lstm_scan", lambda *a: recurrent(*a, 4, 131, 2), (torch.float64,)),
+    "gru_scan": ("nonlinear_scan.gru_scan", lambda *a: recurrent(*a, 3, 18), (torch.float64, torch.float32)),
+    "wide gru": ("nonlinear_scan.gru_scan", lambda *a: recurrent(*a, 3, 131), (torch.float64,)),
     "linear_scan": ("linear_scan", linear, tuple(TOLERANCE)),
+    "outer_scan": ("outer_scan", outer, (torch.float64, torch.float32)),
+    "outer by head": ("outer_scan", lambda *a: outer(*a, B, T, 2), (torch.float64, torch.float32)),
+    "outer, one constant a head": ("outer_scan", lambda *a: outer(*a, 2, K=32, V=64), (torch.float64, torch.float32)),
+    "outer by channel": ("outer_scan", lambda *a: outer(*a, B, T, 2, 17), (torch.float64, torch.float32)),
+    "outer, bonus": ("outer_scan", lambda *a: outer(*a, bonus=True), (torch.float64,)),
+    "outer by head, bonus": ("outer_scan", lambda *a: outer(*a, B, T, 2, bonus=True), (torch.float64, torch.float32)),
+    "outer by channel, bonus": (
+        "outer_scan",
+        lambda *a: outer(*a, B, T, 2, 17, bonus=True),
+        (torch.float64, torch.float32),
+    ),
+    "delta_scan": ("delta_scan", delta, (torch.float64, torch.float32)),
+    "delta by head": ("delta_scan", lambda *a: delta(*a, B, T, 2, K=64, V=33), (torch.float64, torch.float32)),
+    "delta by channel": ("delta_scan", lambda *a: delta(*a, B, T, 2, 17), (torch.float64, torch.float32)),
+} | {
+    f"{how}, {name}": ("delta_scan.dplr_scan", partial(low_rank, how, decay), (torch.float64, torch.float32))
+    for how in ("decayed", "undecayed")
+    for name, decay in (("none", ()), ("by head", (B, T, 2)), ("by channel", (B, T, 2, 17)))
 }
+NO_GRADIENTS = {"outer_scan", "delta_scan", "dplr_scan"}  # where they are wanted the torch form runs
 RUNS = [(name, dtype) for name, (_, _, dtypes) in CASES.items() for dtype in dtypes]
 
 
@@ -77,12 +152,22 @@ def compiled() -> None:
 
 
 def op(name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(f"slipstream.ops.{name}"), name)
+    """By its name, or by its file's and its own."""
+    home, _, own = name.rpartition(".")
+    return getattr(importlib.import_module(f"slipstream.ops.{home or own}"), own)
 
 
 def arguments(case: str, dtype: torch.dtype) -> Arguments:
     made = CASES[case][1](dtype, torch.Generator().manual_seed(0))
-    return tree_map(lambda v: v.requires_grad_() if isinstance(v, Tensor) else v, made)
+    return tree_map(lambda v: v.requires_grad_(has_gradients(case)) if isinstance(v, Tensor) else v, made)
+
+
+def own_name(case: str) -> str:
+    return CASES[case][0].rpartition(".")[2]
+
+
+def has_gradients(case: str) -> bool:
+    return own_name(case) not in NO_GRADIENTS
 
 
 def plain(case: str, dtype: torch.dtype = torch.float64) -> Arguments:
@@ -95,14 +180,14 @@ def tensors(of: Any) -> list[Tensor]:
 
 
 def outcome(case: str, given: Arguments, lengths: Tensor | None = None) -> list[Tensor]:
-    """Outputs, final state, and the gradient of every argument of a function that weighs all of them."""
+    """Outputs, final state, and, where the kernel has them, the gradients of a function that weighs all of them."""
     y, final = op(CASES[case][0])(**given, lengths=lengths)
     if lengths is not None:
         real = (torch.arange(T) < lengths[:, None]).reshape(B, T, *[1] * (y.ndim - 2))
         y = torch.where(real, y, 0)
     weights = torch.sin(torch.arange(y.numel())).view_as(y)
     loss = (y * weights).abs().square().sum() + sum(s.abs().square().sum() for s in tensors(final))
-    return [y, *tensors(final), *torch.autograd.grad(loss, tensors(given))]
+    return [y, *tensors(final), *(torch.autograd.grad(loss, tensors(given)) if has_gradients(case) else ())]
 
 
 def agree(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
@@ -115,7 +200,7 @@ def agree(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_kernel_is_the_torch_form(case: str, dtype: torch.dtype):
     given = arguments(case, dtype)
-    assert chosen(CASES[case][0], Call("cpu", dtype, True)) == "cpp"
+    assert chosen(own_name(case), Call("cpu", dtype, has_gradients(case))) == "cpp"
     with torch_forms():
         want = outcome(case, given)
     agree(outcome(case, given), want, dtype)
@@ -172,7 +257,7 @@ def test_a_nan_and_an_infinity_stay_what_they_are():
 
 def test_every_kernel_is_tested_here_or_in_a_file_of_its_own():
     """A file of that name runs twice, on the torch form and on the kernel (conftest.py)."""
-    here = {case[0] for case in CASES.values()}
-    assert here <= set(kernels())
-    for name in set(kernels()) - here:
+    here = [set(case[0].split(".")) & set(kernels()) for case in CASES.values()]
+    assert all(here)
+    for name in set(kernels()).difference(*here):
         assert Path(__file__).with_name(f"test_{name}.py").exists(), name

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slipstream.core.errors import InputError
 from slipstream.ops import delta_scan as ops
 from slipstream.ops.chunks import SEGMENT
+from slipstream.ops.dispatch import torch_forms
 
 B, T, H, K, V = 2, 23, 3, 8, 6
 DECAYS = {"none": None, "constant": (H,), "head": (B, T, H), "channel": (B, T, H, K)}
@@ -91,7 +92,7 @@ def test_the_delta_rule_is_a_case_of_low_rank():
 def test_one_token_is_a_step(form, decay):
     args, (scan, step, _, _) = inputs(form, decay, tokens=1), FORMS[form]
     args.setdefault("log_decay", None)
-    for got, want in zip(step(**args, scale=0.3), scan(**args, scale=0.3)):
+    for got, want in zip(step(**args | {"state": args["state"].clone()}, scale=0.3), scan(**args, scale=0.3)):
         close(got, want)
 
 
@@ -177,7 +178,7 @@ def test_half_precision_keeps_a_wide_state(form, decay):
 @pytest.mark.parametrize("tokens", [1, 23, 64, 65])
 def test_flops_are_counted_right(form, decay, tokens):
     args, (scan, _, _, flops) = inputs(form, decay, tokens=tokens), FORMS[form]
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         scan(**args, chunk_size=16)
     assert flops(tokens, B, H, K, V, "prefill", KINDS[decay], 16) == counter.get_total_flops()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.lti_scan import lti_scan, lti_scan_flops, lti_step, reference, zero_order_hold
 
 B, T, D, N = 3, 23, 4, 5
@@ -23,6 +24,24 @@ def draw(tokens=T):
     log_decay, weight, state = (torch.randn(s, dtype=torch.complex128, generator=generator) for s in shapes)
     log_decay = torch.complex(-0.1 * log_decay.real.abs(), log_decay.imag)
     return [v.requires_grad_() for v in (x, log_decay, weight, state)]
+
+
+@pytest.mark.parametrize("modes", [1, N, 37, 70, 131])
+def test_without_gradients_it_is_the_loop_too(modes):
+    """Where a kernel may run: fewer modes than a vector holds, and several vectors."""
+    generator = torch.Generator().manual_seed(3)
+    x, decay, weight, state = (
+        torch.randn(s, dtype=t, generator=generator)
+        for s, t in (
+            ((2, 70, 3), torch.float64),
+            ((3, modes), torch.complex128),
+            ((3, modes), torch.complex128),
+            ((2, 3, modes), torch.complex128),
+        )
+    )
+    log_decay = torch.complex(-decay.real.abs(), decay.imag)
+    for got, want in zip(lti_scan(x, log_decay, weight, state), reference(x, log_decay, weight, state)):
+        close(got, want)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 8, 23, 64])
@@ -118,6 +137,6 @@ def test_modes_that_hardly_decay_stay_exact_over_many_tokens():
 
 @pytest.mark.parametrize(("tokens", "chunk_size"), [(23, 8), (64, 64), (5, 64), (64, 4)])
 def test_flops_are_those_torch_counts(tokens, chunk_size):
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         lti_scan(*draw(tokens), chunk_size=chunk_size)
     assert counter.get_total_flops() == lti_scan_flops(tokens, B, D, N, chunk_size)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from slipstream.ops import nonlinear_scan as ops
+from slipstream.ops.dispatch import torch_forms
 
 B, T, D, H = 4, 9, 3, 5
 FORMS = {
@@ -114,6 +115,6 @@ def test_low_precision_keeps_a_wide_state(form):
 def test_flops_are_those_torch_counts_in_float64(form):
     """In float32 torch may run one fused kernel that its counter does not see."""
     scan, _, _, n_gates = form
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         scan(*draw(n_gates))
     assert counter.get_total_flops() == ops.nonlinear_scan_flops(B * T, n_gates, D, H)

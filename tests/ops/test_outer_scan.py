@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from slipstream.ops.chunks import SEGMENT
+from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step, reference
 
 B, T, H, K, V = 2, 23, 3, 8, 6
@@ -58,7 +59,9 @@ def test_with_a_bonus_the_read_comes_first(decay, chunk_size):
     token = {n: t[:, :1] if t.ndim > 2 and n != "state" else t for n, t in args.items()} | {
         n: args.get(n) for n in ("log_decay",) if decay in ("none", "constant")
     }
-    for got, want in zip(outer_step(**token, scale=0.3), reference(**token, scale=0.3)):
+    for got, want in zip(
+        outer_step(**token | {"state": token["state"].clone()}, scale=0.3), reference(**token, scale=0.3)
+    ):
         close(got, want)
 
 
@@ -73,7 +76,7 @@ def test_segments_join(decay):
 def test_one_token_is_a_step(decay):
     args = inputs(decay, tokens=1)
     args.setdefault("log_decay", None)
-    o, S = outer_step(**args, scale=0.3)
+    o, S = outer_step(**args | {"state": args["state"].clone()}, scale=0.3)
     want_o, want_S = outer_scan(**args, scale=0.3)
     close(o, want_o)
     close(S, want_S)
@@ -140,6 +143,6 @@ def test_half_precision_keeps_a_wide_state(decay):
 @pytest.mark.parametrize("tokens", [1, 23, 64, 65])
 def test_flops_are_counted_right(decay, tokens):
     args = inputs(decay, tokens=tokens)
-    with FlopCounterMode(display=False) as counter:
+    with torch_forms(), FlopCounterMode(display=False) as counter:
         outer_scan(**args, chunk_size=16)
     assert outer_flops(tokens, B, H, K, V, "prefill", KINDS[decay], 16) == counter.get_total_flops()

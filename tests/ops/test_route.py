@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slipstream.ops.route import Gathered, best, group, reference, route_flops, router_logits, weigh
+from slipstream.ops.dispatch import torch_forms
+from slipstream.ops.expert_linear import reference
+from slipstream.ops.route import Gathered, best, group, route_flops, router_logits, weigh
 
 T, E, K, I, O = 13, 5, 2, 6, 4
 
@@ -30,7 +32,7 @@ def test_products_are_those_of_each_choice(batch, way):
     w = weigh(logits, experts, "softmax", normalised=True)[..., None]
     way = ways(experts)[way]
     spread = x[..., None, :].expand(*batch, K, I)
-    want = reference(spread, experts, weight)
+    want = reference(spread, weight, experts)
     torch.testing.assert_close(way.back(way.project(way.send(x), weight)), want)
     torch.testing.assert_close(way.combine(way.each(w * spread), weight), (w * want).sum(-2))
     torch.testing.assert_close(way.back(way.each(spread)), spread)
@@ -48,8 +50,8 @@ def test_gradients_reach_tokens_gates_and_experts(way, gate):
         if of is not None:
             h = of.project(of.send(x), w_in).relu()
             return of.combine(of.each(w) * h, w_out)
-        h = reference(x[..., None, :].expand(3, T, K, I), experts, w_in).relu()
-        return (w * reference(h, experts, w_out)).sum(-2)
+        h = reference(x[..., None, :].expand(3, T, K, I), w_in, experts).relu()
+        return (w * reference(h, w_out, experts)).sum(-2)
 
     leaves = [t.clone().requires_grad_() for t in (x, logits, weight, out)]
     got, want = mixture(ways(experts)[way], *leaves), mixture(None, *leaves)
@@ -113,7 +115,7 @@ def test_a_token_is_served_alike_whoever_stands_beside_it():
 def test_work_is_that_of_the_chosen(way):
     x, _, experts, weight = made(3, T, n_experts=40)
     way = ways(experts, 40)[way]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch_forms():
         h = way.project(way.send(x), weight)
         way.combine(h, weight.mT)
     assert counter.get_total_flops() == 2 * route_flops(3 * T * K, I, O)

@@ -55,6 +55,49 @@ def test_it_is_the_loop_with_all_gradients(chunk_size, kind):
         close(g, w)
 
 
+def around(wide=torch.float64):
+    """D and a gate that is a slice of wider rows, as a projection gives it."""
+    generator = torch.Generator().manual_seed(2)
+    skip, both = (torch.randn(s, dtype=wide, generator=generator) for s in ((D,), (B, T, 2 * D)))
+    return {"softplus": True, "D": skip.requires_grad_(), "gate": both[..., D:].requires_grad_()}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_softplus_skip_and_gate_are_the_loops_with_and_without_gradients(kind):
+    prepare, settings = KINDS[kind]
+    (x, dt, *rest), given = prepare(draw()), around()
+    dt = (dt.detach() - 2).requires_grad_()  # softplus has both its branches
+    both = [v.detach() for v in (torch.cat([x, x], -1), torch.cat([rest[1], rest[2]], -1))]
+    got, want = (
+        selective_scan(x, dt, *rest, chunk_size=4, **given, **settings),
+        reference(x, dt, *rest, **given, **settings),
+    )
+    every = [x, dt, *rest, given["D"], given["gate"]]
+    for g, w in zip((*got, *gradients(got, every)), (*want, *gradients(want, every))):
+        close(g, w)
+    with torch.no_grad():
+        sliced = (both[0][..., :D], dt, rest[0], both[1][..., :N], both[1][..., N:], rest[3])
+        for g, w in zip(selective_scan(*sliced, **given, **settings), want):
+            close(g, w)
+
+
+def test_padding_spoils_nothing_of_softplus_skip_and_gate():
+    arguments, given, lengths = draw(), around(), torch.tensor([T, 0, 4])
+    x, dt, A, B_, C, state = arguments
+    padding = (torch.arange(T) >= lengths[:, None])[..., None]
+    spoiled = [v.detach().masked_fill(padding, torch.nan).requires_grad_() for v in (x, dt, B_, C, given["gate"])]
+    clean = [v.detach().masked_fill(padding, 0).requires_grad_() for v in (x, dt, B_, C, given["gate"])]
+    outs = []
+    for x, dt, B_, C, gate in (spoiled, clean):
+        y, final = selective_scan(x, dt, A, B_, C, state, lengths, **given | {"gate": gate})
+        loss = torch.where(padding, 0, y).sum() + final.sum()
+        outs.append([final, *torch.autograd.grad(loss, [x, dt, A, B_, C, state, given["D"], gate])])
+        with torch.no_grad():
+            outs[-1].append(selective_scan(x, dt, A, B_, C, state, lengths, **given | {"gate": gate})[1])
+    for g, w in zip(*outs):
+        close(g, w)
+
+
 @pytest.mark.parametrize("kind", ["exponential", "implicit"])
 def test_one_channel_over_many_chunks(kind):
     """Rates of one channel must not be taken for rates of one token."""

@@ -64,9 +64,9 @@ def renamed(weights: dict[str, torch.Tensor], gated: bool) -> dict[str, torch.Te
     """Theirs under our names. Qwen3-Next: gates are beside the queries of each head, and norms keep their weights less one."""
     if gated:
         q, gate = weights.pop("q_proj.weight").unflatten(0, (4, 2, 8)).unbind(1)
-        weights |= {"q_proj.weight": q.flatten(0, 1), "o_proj.g_proj.weight": gate.flatten(0, 1)}
+        weights |= {"q_proj.weight": q.flatten(0, 1), "g_proj.weight": gate.flatten(0, 1)}
         weights |= {n: weights[n] + 1 for n in ("q_norm.weight", "k_norm.weight")}
-    own = ("o_proj", "sinks")
+    own = ("o_proj", "g_proj", "sinks")
     return {n if n.startswith(own) else f"qkv.{n}": w for n, w in weights.items()}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.core.quantities import bytes_in_words, in_words
+from slipstream.report.figures import loads_of_experts
 from slipstream.report.page import write_report
 from slipstream.report.summary import summarise
 from slipstream.report.wording import digits
@@ -221,3 +222,17 @@ def test_any_part_of_a_comparison_gives_a_page(tmp_path):
         some = chance.sample(everything, chance.randrange(len(everything)))
         page = written(some, tmp_path)
         assert len(summarise(some).rows) == 0 or page.said()
+
+
+def test_experts_get_a_figure_of_their_load(tmp_path):
+    loads = [[1000 * i, {"0.1": [0.25, 0.25, 0.5, 0.0], "1.1": [0.4, 0.3, 0.2, 0.1]}] for i in range(1, 4)]
+    records = [{**r, "experts": loads} if r["kind"] == "quality" and r["arch"] == "rwkv7" else r for r in comparison()]
+    (figure,) = loads_of_experts(summarise(records))
+    assert "rwkv7" in figure.question
+    assert "layer 0.1: from 0 times its share to 2.00 times its share" in figure.alt
+    (trace,) = figure.drawn
+    assert len(trace["z"]) == len(trace["y"]) == 8 and trace["z"][2] == [2.0, 2.0, 2.0]
+    assert figure.layout["yaxis"]["tickvals"] == [0, 4]
+    assert not loads_of_experts(summarise(comparison()))
+    write_report(records, tmp_path / "report.html")
+    assert "Are the experts of rwkv7 evenly used?" in (tmp_path / "report.html").read_text()

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from slipstream import __version__
-from slipstream.cli import bench, check, compare, doctor, generate, list_, new_mixer, show, train
+from slipstream.cli import bench, check, compare, doctor, export, generate, list_, new_mixer, quantise, show, train
 from slipstream.core.errors import InputError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     'Examples:\n\n  slipstream compare book.txt --budget 5m\n\n  slipstream train book.txt --arch "3*gated_deltanet, attention"\n\n'
     '  slipstream generate runs/book "Once upon"',
 )
-for module in (list_, show, check, new_mixer, doctor, train, generate, bench, compare):
+for module in (list_, show, check, new_mixer, doctor, train, generate, quantise, export, bench, compare):
     module.add(app)
 
 

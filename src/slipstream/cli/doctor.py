@@ -38,20 +38,21 @@ def doctor(
 
 
 def _build(as_json: bool) -> bool:
-    """Compile every kernel that is not there yet; whether all are there."""
+    """Compile every kernel for float32 that is not there yet; whether all are there."""
     import time
 
-    from slipstream.ops.backends.cpp.library import build, kernels
+    from slipstream.ops.backends.cpp.library import build, kernels, single_precision
 
     rows = []
-    for name in kernels():
+    for name, numbers in ((name, numbers) for name in kernels() for numbers in single_precision(name)):
         start = time.perf_counter()
-        built = build(name)
+        built = build(name, numbers)
         seconds = round(time.perf_counter() - start, 1)
-        rows.append({"kernel": name, "path": str(built.path or ""), "problem": built.problem, "seconds": seconds})
+        about = {"kernel": name, "numbers": numbers, "path": str(built.path or "")}
+        rows.append(about | {"problem": built.problem, "seconds": seconds})
         if not as_json:
             state = f"compiled in {seconds:g} s" if built.fresh else built.problem or "there already"
-            typer.echo(f"{name:<20} {state}{f': {built.path}' if built.path else ''}")
+            typer.echo(f"{name:<20} {numbers:<4} {state}{f': {built.path}' if built.path else ''}")
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     return all(row["path"] for row in rows)

@@ -34,6 +34,8 @@ def run(settings: GenerateConfig) -> None:
 
       slipstream generate runs/book "Once upon" --quantise int8
 
+      slipstream generate path/of/a/model "Who was Ada Lovelace?" --chat --temperature 0
+
       slipstream generate runs/book - --cache h2o:512 --prefill-policy minference < long.txt
     """
     if settings.prompt is None and settings.from_state is None:
@@ -47,7 +49,7 @@ def run(settings: GenerateConfig) -> None:
     from slipstream.models.policies import with_policies
     from slipstream.models.threads import fitting_threads, writing
 
-    model = load(settings.run)
+    model = load(settings.run, settings.dtype)
     if settings.quantise:
         from slipstream.convert.quantise import quantise
 
@@ -59,7 +61,8 @@ def run(settings: GenerateConfig) -> None:
     begun = Reading.load(settings.from_state, model) if settings.from_state else None
     how: dict[str, Any] = settings.model_dump(include=set(Sampling.model_fields))
     how |= {"max_new_tokens": settings.max_new_tokens, "stop": settings.stop, "seed": settings.seed}
-    stream = generate(model, prompt, state=begun, **how)
+    said: Any = [{"role": "user", "content": prompt}] if settings.chat else prompt
+    stream = generate(model, said, state=begun, **how)
     text = _show(stream, quiet=settings.as_json)
     if settings.save_state:
         stream.reading.save(settings.save_state, model)

@@ -54,9 +54,8 @@ def quality(tell: Tell, config: TrainConfig, contexts: list[int]) -> list[dict[s
             tell(0.95 * event.done, f"{event.bits_per_byte:.2f} bits/byte")
 
     result = train(config, hear)
-    curve = [
-        [p["tokens"], p["seconds"], p["validation"]] for p in _metrics(result.out) if p.get("validation") is not None
-    ]
+    points = _metrics(result.out)
+    curve = [[p["tokens"], p["seconds"], p["validation"]] for p in points if p.get("validation") is not None]
     model = load(result.out)
     windows = held_out(model, text_data(config.data, config.tokenizer, config.context))
     stderr = statistics.stdev(windows) / len(windows) ** 0.5 if len(windows) > 1 else None
@@ -73,6 +72,7 @@ def quality(tell: Tell, config: TrainConfig, contexts: list[int]) -> list[dict[s
             "tokens_per_second": result.tokens / result.seconds,
             "curve": curve,
             "diverged": False,
+            **_experts(points),
         },
         model_record(config.arch, model),
         state_record(config.arch, model, contexts),
@@ -89,6 +89,12 @@ def held_out(model: LanguageModel, data: TextData) -> list[float]:
     return found
 
 
+def _experts(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The load of every expert over training, where there are experts: tokens, and by layer its share of all choices."""
+    loads = [[p["tokens"], {at: use["load"] for at, use in p["experts"].items()}] for p in points if p.get("experts")]
+    return {"experts": loads} if loads else {}
+
+
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -102,6 +108,7 @@ def model_record(arch: str, model: LanguageModel) -> dict[str, Any]:
         "arch": arch,
         "pattern": model.config.pattern,
         "params": model.n_parameters(),
+        "active_params": model.n_active_parameters(),
         "n_layers": model.config.n_layers,
         "d_model": model.config.d_model,
         "d_ff": model.config.d_ff,

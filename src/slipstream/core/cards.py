@@ -142,7 +142,7 @@ def _card(
         reads=facts.get("reads", ""),
         train_order=facts.get("train_order", "T"),
         decode_order=facts.get("decode_order", "1"),
-        remembers=all(ast.unparse(base) not in ("PerToken", "Bidirectional") for base in node.bases),
+        remembers=all(ast.unparse(base) not in ("PerToken", "RoutedPerToken", "Bidirectional") for base in node.bases),
         grows="grows=True" in text or "cache" in fields,
         windowed="window" in fields,
         fields=fields,

@@ -33,7 +33,8 @@ class Config(BaseModel):
             else:
                 said = e["msg"].removeprefix("Value error, ")
                 lines.append(f"{owner}: {field} = {e['input']!r}: {said}" if field else f"{owner}: {said}")
-        return "; ".join(lines)
+        more = [f"and {len(lines) - 3} more such mistakes"] if len(lines) > 3 else []
+        return "; ".join(lines[:3] + more)
 
 
 class MixerConfig(Config):

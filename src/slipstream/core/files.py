@@ -1,11 +1,37 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and those of strangers are read with care."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from slipstream.core.errors import InputError
+
+LARGEST_JSON = 64 << 20  # bytes: a tokenizer of the largest vocabularies is half of it
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError when it is too large or damaged; FileNotFoundError when there is none."""
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise InputError(f"{path} is {size} bytes, too many for what its name says")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, no text, too large a number, or too deep
+        raise InputError(
+            f"{path} is no JSON ({' '.join(str(error).split()):.120}); write or download it again"
+        ) from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The same, of a JSON file that holds a table."""
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError(f"{path} holds a {type(table).__name__}, not a table of settings")
+    return table
 
 
 @contextmanager

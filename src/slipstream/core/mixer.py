@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import chain
 from typing import ClassVar, Literal
 
 import torch
@@ -49,6 +50,7 @@ class Mixer(nn.Module, ABC):
     limits: ClassVar[Mapping[str, str]] = {}  # mode -> why it cannot be done; the laws assert the refusal
     no_weight_decay: ClassVar[tuple[str, ...]] = ()  # names of parameters the optimiser must not shrink
     no_gradient: ClassVar[tuple[str, ...]] = ()  # parts that only choose: no output has a gradient for their parameters
+    cost_is_most: ClassVar[bool] = False  # the work depends on what is read, and cost() is the most it can be
 
     Config: ClassVar[type[MixerConfig]]
 
@@ -107,17 +109,24 @@ class Mixer(nn.Module, ABC):
         """Flops of the matrix products that are not nn.Linear layers: T tokens, or one after T for mode "step"."""
         return 0.0
 
+    def idle_parameters(self, tokens: int = 1) -> int:
+        """Parameters that so many tokens leave unread: of experts that none of them chose, by an even router."""
+        return 0
+
     def cost(self, T: int, B: int = 1, mode: Mode = "forward") -> Cost:
         """Flops and bytes of T tokens (forward, prefill), or of one token after T (step)."""
         tokens = B if mode == "step" else B * T
-        linear = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        projections = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        linear = sum(m.in_features * m.out_features for m in projections)
         weights = sum(p.nbytes for p in self.parameters())
+        weights += sum(b.nbytes for m in projections for b in m.buffers())  # codes and scales of quantised ones
+        weights -= self.idle_parameters(tokens) * self._activations()[0].itemsize
         moved = 0 if mode == "forward" else 2 * B * self.state_bytes(T)
         return Cost(2.0 * linear * tokens + self.op_flops(T, B, mode), weights + moved)
 
     def _activations(self) -> tuple[torch.dtype, torch.device]:
-        """Dtype and device of the activations: those of the first parameter."""
-        p = next(self.parameters())
+        """Dtype and device of the activations: those of the first parameter, or buffer where projections are quantised."""
+        p = next(chain(self.parameters(), self.buffers()))
         return p.dtype, p.device
 
     def init_state(self, batch_size: int, max_len: int = 0) -> State:

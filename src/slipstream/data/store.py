@@ -38,6 +38,11 @@ def tokenize(text: Text, spec: str, folder: Path | None = None) -> Tokens:
     return Tokens(*encode(tokenizer, text.content), tokenizer, key)
 
 
+def stored(folder: Path, key: str) -> Tokens | None:
+    """What store left in the folder, if it did."""
+    return _open(folder / key) if (folder / key).is_dir() else None
+
+
 def store(tokens: Tokens, folder: Path) -> Tokens:
     """The same tokens, from files in the folder."""
     home = folder / tokens.key

@@ -69,13 +69,7 @@ class TextData(Dataset):
         return self.training.batch(step, batch_size, seed)
 
     def validation(self, batch_size: int, most: int | None = None) -> Iterator[tuple[Int[Tensor, "B L"], int]]:
-        windows = (len(self.held_out.tokens) - 1) // self.context
-        taken = min(windows, most or windows)
-        offsets = [i * windows // taken * self.context for i in range(taken)]
-        sizes = self.tokens.sizes[self._cut + 1 :]  # of what is predicted
-        for i in range(0, taken, batch_size):
-            some = offsets[i : i + batch_size]
-            yield self.held_out.at(some), sum(int(sizes[o : o + self.context].sum()) for o in some)
+        return self.held_out.spread(self.tokens.sizes[self._cut :], batch_size, most)
 
 
 def text_data(

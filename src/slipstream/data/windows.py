@@ -6,6 +6,7 @@ about once before any is read again; what an epoch is follows from the step alon
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,18 @@ class Windows:
 
     def batch(self, step: int, batch_size: int, seed: int) -> Int[Tensor, "B L"]:
         return self.at([self._offset(n, seed) for n in range(step * batch_size, (step + 1) * batch_size)])
+
+    def spread(
+        self, sizes: np.ndarray, batch_size: int, most: int | None = None
+    ) -> Iterator[tuple[Int[Tensor, "B L"], int]]:
+        """Windows that lie side by side, or so many of them spread over all, each batch with the bytes of what is predicted
+        in it. sizes: bytes that each token stands for."""
+        windows = (len(self.tokens) - 1) // self.context
+        taken = min(windows, most or windows)
+        offsets = [i * windows // taken * self.context for i in range(taken)]
+        for i in range(0, taken, batch_size):
+            some = offsets[i : i + batch_size]
+            yield self.at(some), sum(int(sizes[o + 1 : o + self.context + 1].sum()) for o in some)
 
     def at(self, offsets: list[int]) -> Int[Tensor, "B L"]:
         """The windows that begin at these tokens."""

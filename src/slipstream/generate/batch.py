@@ -57,10 +57,14 @@ class Row:
     """One prompt's text as it grows."""
 
     def __init__(self, model: LanguageModel, prompt: list[int], stops: Sequence[str], seed: int) -> None:
+        self.ends = model.conventions.eos_ids
         self.characters, self.stops = Characters(tokenizer_of(model), prompt[-RECENT:]), StopStrings(stops)
         self.seed, self.text = seed, ""
 
     def feed(self, token: int) -> None:
+        if token in self.ends:
+            self.stops.ended = True
+            return
         self.text += self.stops.feed(self.characters.feed(token))
 
 

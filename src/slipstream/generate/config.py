@@ -24,13 +24,18 @@ class Sampling(Config):
 class Task(Config):
     """What is continued, with what, how far."""
 
-    run: Path = Field(description="the folder of a run, or a model.safetensors file")
+    run: str = Field(
+        description="the folder of a run or of another model, a model.safetensors file, or org/name on the hub"
+    )
     prompt: str | None = Field(None, description="the text to continue; - reads standard input")
+    chat: bool = Field(False, description="the prompt is what a user says to the model, by its chat template")
     max_new_tokens: Count = Field(200, ge=0, description="tokens to write at most")
 
 
 class Running(Config):
-    """How attention is run; what was trained does not depend on it."""
+    """How a model is run; what was trained does not depend on it."""
+
+    dtype: str | None = Field(None, description="of the weights, such as float32 (default: as they are stored)")
 
     cache: str | None = Field(
         None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
 from slipstream.core.state import State
+from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 from slipstream.ops.valid import valid_mask
 
@@ -72,6 +73,7 @@ def _fingerprint(model: LanguageModel) -> dict[str, str]:
 
 def _refuse_other(path: Path, about: dict[str, str], model: LanguageModel) -> None:
     here = _fingerprint(model)
+    about = about | ({"config": _as_now(about["config"])} if "config" in about else {})
     if "config" not in about:
         raise InputError(f"{path} is a bare state without its last logits; --save-state writes what can be continued")
     if about["config"] != here["config"]:
@@ -81,6 +83,14 @@ def _refuse_other(path: Path, about: dict[str, str], model: LanguageModel) -> No
         raise InputError(f"{path} is a state of another model: {told}; continue it with the model it was made with")
     if about["weights"] != here["weights"]:
         raise InputError(f"{path} was made with other weights of this model (trained on since?); read the text again")
+
+
+def _as_now(config: str) -> str:
+    """Settings that came later have their defaults in a state of before."""
+    try:
+        return ModelConfig(**json.loads(config)).model_dump_json()
+    except (InputError, ValueError, TypeError):
+        return config
 
 
 def start(model: LanguageModel, rows: int, state: State | None = None) -> Reading:

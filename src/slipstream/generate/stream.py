@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -24,10 +25,12 @@ from slipstream.generate.sampling import draw, probabilities
 from slipstream.generate.text import RECENT, Characters, StopStrings
 from slipstream.models.language_model import LanguageModel
 
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+
 
 def generate(
     model: LanguageModel,
-    prompt: str | Sequence[int] = "",
+    prompt: Prompt = "",
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -41,19 +44,23 @@ def generate(
 ) -> Stream:
     """Pieces of text when the prompt is text, token ids when it is token ids. temperature 0 is greedy.
 
-    stop: texts (or token ids) that end it and are not given out. state: a Reading to continue from, as the stream's own
-    `reading` is, or a bare model state. The same seed gives the same text. Raises InputError for what cannot be used.
+    prompt: also messages, [{"role": "user", "content": "Hello"}], which become text by the model's chat template. stop: texts
+    (or token ids) that end it and are not given out; so do tokens that end a text by the model's own conventions. state: a
+    Reading to continue from, as the stream's own `reading` is, or a bare model state. The same seed gives the same text.
+    Raises InputError for what cannot be used.
     """
     how = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
     begun = state.clone() if isinstance(state, Reading) else start(model, 1, state and state.clone())
-    ids = encode(model, prompt)
+    ids = encode(model, prompt, begins=state is None)
     if not ids and not isinstance(state, Reading):
         raise InputError("the prompt is empty: give at least one character to go on from")
     stops = [stop] if isinstance(stop, str) else list(stop)
     seed = new_seed() if seed is None else seed
-    return Stream(model, begun, ids, how, max_new_tokens, stops, seed, chunk, as_text=isinstance(prompt, str))
+    return Stream(
+        model, begun, ids, how, max_new_tokens, stops, seed, chunk, as_text=isinstance(prompt, str) or _is_chat(prompt)
+    )
 
 
 class Stream(Iterator[str | int]):
@@ -110,6 +117,9 @@ class Stream(Iterator[str | int]):
             self._catch_up()
             self._unread = next_tokens(self._reading, self.how, [self.seed])
             self.n_tokens += 1
+            if int(self._unread) in self.model.conventions.eos_ids:
+                self.ended = "stop"
+                return
             yield int(self._unread)
         self.ended = self.ended or "length"
 
@@ -139,14 +149,25 @@ def next_tokens(reading: Reading, how: Sampling, seeds: list[int]) -> Tensor:
     return draw(probabilities(reading.logits, reading.seen, how), seeds, reading.state.length.tolist())
 
 
-def encode(model: LanguageModel, prompt: str | Sequence[int]) -> list[int]:
-    """Token ids of a prompt. Raises InputError when the model has no tokenizer or no such token."""
+def encode(model: LanguageModel, prompt: Prompt, begins: bool = True) -> list[int]:
+    """Token ids of a prompt. begins: with the tokens that a text of this model begins with, if it has such.
+
+    Raises InputError when the model has no tokenizer, no chat template or no such token.
+    """
     if isinstance(prompt, str):
-        return tokenizer_of(model).encode(prompt, add_special_tokens=False).ids
-    ids = [int(i) for i in prompt]
+        special = begins and model.conventions.bos_id is not None
+        return tokenizer_of(model).encode(prompt, add_special_tokens=special).ids
+    if _is_chat(prompt):
+        text = model.conventions.prompt(cast(Any, prompt))  # which writes its special tokens itself
+        return tokenizer_of(model).encode(text, add_special_tokens=False).ids
+    ids = [int(cast(int, i)) for i in prompt]
     if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
         raise InputError(f"token {wrong[0]} is not in the vocabulary of {model.config.vocab_size}")
     return ids
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return bool(prompt) and not isinstance(prompt, str) and isinstance(prompt[0], dict)
 
 
 def tokenizer_of(model: LanguageModel) -> Tokenizer:

@@ -44,7 +44,7 @@ def _counted(run: Callable[[], Any]) -> float:
 
 
 def cost_is_what_is_counted(s: Subject) -> None:
-    """The declared flops are within 5 % of those counted, in all three modes."""
+    """The declared flops are within 5 % of those counted, in all three modes (where the work depends on what is read: no less)."""
     m, x = s.mixer, s.input(N)
     with torch.no_grad():
         _, state = read_whole(m, x, room=1)
@@ -58,9 +58,11 @@ def cost_is_what_is_counted(s: Subject) -> None:
             is_refused(s, mode)
             continue
         counted, declared = _counted(run), m.cost(N, B, mode).flops
-        expect(abs(declared - counted) <= 0.05 * counted, f"{mode}: declared {declared:.0f} flops, counted {counted}")
-    moved = sum(p.nbytes for p in m.parameters()) + 2 * B * m.state_bytes(N)
-    expect(m.cost(N, B, "step").bytes == moved, "a step moves the weights and twice the state")
+        enough, not_more = declared >= 0.95 * counted, declared <= 1.05 * counted or m.cost_is_most
+        expect(enough and not_more, f"{mode}: declared {declared:.0f} flops, counted {counted}")
+    read = sum(p.nbytes for p in m.parameters()) - m.idle_parameters(B) * x.element_size()
+    moved = read + 2 * B * m.state_bytes(N)
+    expect(m.cost(N, B, "step").bytes == moved, "a step moves the weights that are used and twice the state")
 
 
 def cost_grows_as_declared(s: Subject) -> None:

@@ -64,6 +64,11 @@ def softmax_pair(x: Float[Tensor, "... K"]) -> Float[Tensor, "... K2"]:
     return torch.cat([x.softmax(-1), (-x).softmax(-1)], -1)
 
 
+def learned_pair(x: Float[Tensor, "B T H K"], weight: Float[Tensor, "H R K"]) -> Float[Tensor, "B T H R2"]:
+    """The same after a learned matrix a head."""
+    return softmax_pair(torch.einsum("bthk,hrk->bthr", x, weight.to(x.dtype)))
+
+
 def orthogonal_gaussian_rows(n: int, width: int, seed: int) -> Float[Tensor, "R K"]:
     """n rows, orthogonal in blocks of `width`, with the lengths of Gaussian vectors; one seed, one set of rows."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
@@ -30,7 +30,7 @@ class GroupedConfig(MixerConfig):
     rope_fraction: float = 1.0  # share of a head's channels that positions turn, the first ones
     rope_scaling: str | None = None  # positions stretched beyond the trained length, e.g. yarn:factor=4:original=8192
     qk_norm: bool | QKNorm = False  # RMS norms of q and k before positions: true per head, or plus_one, or whole
-    qk_norm_eps: float = Field(1e-6, gt=0)  # added under their roots
+    qk_norm_eps: PositiveFloat = 1e-6  # added under their roots
     qkv_bias: bool = False  # biases on the projections to q, k and v (Qwen2)
     conv_size: int = 0  # width of a short convolution on q, k and v; 0 for none
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
@@ -25,8 +26,10 @@ from slipstream.core.state import State
 from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.rope import rope
+from slipstream.layers.rope_scaling import rope_scaling
 from slipstream.ops.attention import attention, attention_flops, write_cache
 from slipstream.ops.rms_norm import rms_norm
+from slipstream.ops.softmax import Softmax
 from slipstream.ops.split_attention import split_attention, split_attention_flops
 
 
@@ -40,6 +43,8 @@ class LatentConfig(MixerConfig):
     rope_head_dim: int | None = None  # width of the key with positions that heads share; default nope_head_dim / 2
     v_head_dim: int | None = None  # width of a head's value; default nope_head_dim
     rope_base: float | None = 10000.0  # base of the rotary positions; None leaves the shared key as it is
+    rope_scaling: str | None = None  # positions stretched beyond the trained length, e.g. yarn:factor=40:original=4096
+    qk_scale: PositiveFloat | None = None  # factor on logits; default 1 / sqrt(nope_head_dim + rope_head_dim)
 
 
 class LatentKV(nn.Module):
@@ -51,6 +56,7 @@ class LatentKV(nn.Module):
         self.nope = config.nope_head_dim or config.d_model // n_heads
         self.rope = config.rope_head_dim or max(2, self.nope // 4 * 2)
         self.value = config.v_head_dim or self.nope
+        self.scaling, self.qk_scale = rope_scaling(config.rope_scaling), config.qk_scale
         self._check()
         D, queries = config.d_model, n_heads * (self.nope + self.rope)
         if config.q_rank:
@@ -72,10 +78,16 @@ class LatentKV(nn.Module):
             )
         if self.rope % 2:
             raise InputError(f"rotary positions turn pairs: rope_head_dim {self.rope} must be even")
+        if self.scaling and not self.rope_base:
+            raise InputError(f"rope_scaling {self.scaling} stretches rotary positions: set rope_base too")
 
     @property
     def scale(self) -> float:
-        return (self.nope + self.rope) ** -0.5
+        return self.qk_scale or (self.nope + self.rope) ** -0.5
+
+    @property
+    def softmax(self) -> Softmax:
+        return Softmax(self.qk_scale)
 
     def low_rank(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T Q"]:
         """What queries are made of."""
@@ -122,20 +134,25 @@ class LatentKV(nn.Module):
         return self.kv_b_proj.weight.unflatten(0, (self.n_latents, self.n_heads // self.n_latents, -1))
 
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
-        return rope(x, positions, self.rope_base) if self.rope_base else x
+        if not self.rope_base:
+            return x
+        x = rope(x, positions, self.rope_base, self.scaling)
+        return x if self.scaling is None or self.scaling.magnitude == 1 else x * self.scaling.magnitude
 
     def whole(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Whole sequences, expanded, without a cache."""
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         k, v = self.expand(*self.latents(x, positions))
-        return self._output(attention(torch.cat(self.queries(self.low_rank(x), positions), -1), k, v))
+        return self._output(
+            attention(torch.cat(self.queries(self.low_rank(x), positions), -1), k, v, softmax=self.softmax)
+        )
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         """Always expanded, all that the cache holds too: the less work from some hundred tokens on. The cache has room."""
         (q, turned), kept = self._read_and_keep(x, state, lengths)
         filled = int(state.length.max()) + x.shape[1] if len(x) else 0
         k, v = self.expand(kept["c_kv"][:, :filled], kept["k_rope"][:, :filled])
-        y = self._output(attention(torch.cat([q, turned], -1), k, v, state.length))
+        y = self._output(attention(torch.cat([q, turned], -1), k, v, state.length, softmax=self.softmax))
         return y, state.advance(x.shape[1] if lengths is None else lengths, **kept)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):

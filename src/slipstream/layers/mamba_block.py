@@ -20,6 +20,7 @@ from slipstream.layers.linear import Linear
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.silu_gate import silu_gate
 
+Gated = Callable[[Tensor, Tensor, Tensor], tuple[Float[Tensor, "B T I"], Float[Tensor, "B I N"]]]  # x, D, z -> gated, h
 Recurrence = Callable[[Tensor], tuple[Float[Tensor, "B T I"], Float[Tensor, "B I N"]]]  # x (B T I) -> o, h
 
 
@@ -34,14 +35,25 @@ class Block(Protocol):
 
 
 def through_block(
-    block: Block, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None, recurrence: Recurrence
+    block: Block, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None, recurrence: Gated
 ) -> tuple[Float[Tensor, "B T D"], State]:
-    """Outputs and the new state; the recurrence sees to its own entering state."""
+    """Outputs and the new state; the recurrence sees to its own entering state, and to skip and gate."""
     x, z = block.in_proj(x).chunk(2, -1)
     x, conv = block.conv1d(x, state["conv"], lengths)
-    o, h = recurrence(x)
-    y = block.out_proj(silu_gate(torch.addcmul(o, block.D, x), z))
-    return y, state.advance(x.shape[1] if lengths is None else lengths, h=h, conv=conv)
+    y, h = recurrence(x, block.D, z)
+    return block.out_proj(y), state.advance(x.shape[1] if lengths is None else lengths, h=h, conv=conv)
+
+
+def one_token(
+    step: Callable[[Tensor], tuple[Float[Tensor, "B I"], Float[Tensor, "B I N"]]],
+) -> Gated:
+    """A recurrence of one token, x (B I) -> o, h, as the block takes it."""
+
+    def gated(x: Float[Tensor, "B 1 I"], D: Tensor, z: Float[Tensor, "B 1 I"]) -> tuple[Tensor, Tensor]:
+        o, h = step(x[:, 0])
+        return silu_gate(torch.addcmul(o[:, None], D, x), z), h
+
+    return gated
 
 
 def block_reference(block: Block, x: Float[Tensor, "B T D"], recurrence: Recurrence) -> Float[Tensor, "B T D"]:

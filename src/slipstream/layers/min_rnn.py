@@ -59,15 +59,12 @@ class MinRNN(nn.Module):
     def scan(self, n: Tensor, margin: Tensor, h: Tensor, lengths: Int[Tensor, "B"] | None) -> tuple[Tensor, Tensor]:
         """Outputs and the last state."""
         hs, last = linear_scan(torch.sigmoid(margin), torch.sigmoid(-margin) * positive(n), h, lengths)
-        return self._out(hs), last
+        return self.to_out(hs.to(self.to_out.dtype)), last
 
     def step(self, n: Float[Tensor, "B 1 H"], margin: Tensor, h: Float[Tensor, "B H"]) -> tuple[Tensor, Tensor]:
         """The output and the state of one token."""
         h = torch.lerp(positive(n), h[:, None], torch.sigmoid(margin))
-        return self._out(h), h[:, 0]
-
-    def _out(self, h: Tensor) -> Tensor:
-        return self.to_out(h.to(self.to_out.weight.dtype))
+        return self.to_out(h.to(self.to_out.dtype)), h[:, 0]
 
 
 def positive(n: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

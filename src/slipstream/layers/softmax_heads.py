@@ -21,16 +21,6 @@ class SoftmaxConfig(GroupedConfig):
     o_bias: bool = False  # a bias on the output projection (gpt-oss)
 
 
-class HeadsOutput(Linear):
-    """y = W_o (o * sigmoid(W_g x)), with the gate if config asks for it (Qiu et al. 2025, arXiv:2505.06708).
-
-    The weights are nn.Linear's, so that a mixer's o_proj keeps its names, and g_proj's.
-    """
-
-    def __init__(self, config: SoftmaxConfig, width: int) -> None:
-        super().__init__(width, config.d_model, bias=config.o_bias)
-        self.g_proj = Linear(config.d_model, width, bias=False) if config.gated else None
-
-    def forward(self, o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:  # type: ignore[override]
-        o = o.flatten(2)
-        return super().forward(o if self.g_proj is None else o * self.g_proj(x).sigmoid())
+def joined(o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"], g_proj: Linear | None) -> Float[Tensor, "B T I"]:
+    """Heads side by side, times sigmoid(W_g x) where there is such a gate (Qiu et al. 2025, arXiv:2505.06708)."""
+    return o.flatten(2) if g_proj is None else o.flatten(2) * g_proj(x).sigmoid()

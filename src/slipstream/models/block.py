@@ -1,17 +1,24 @@
-"""A block: mixers one after another, each with a norm before it. A feed-forward is a mixer like any other."""
+"""A block: mixers one after another, each with a norm before it, after it, or both. A feed-forward is a mixer like any other."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from slipstream.core.mixer import Mixer
-from slipstream.layers.norm import RMSNorm
+from slipstream.layers.stream_norm import stream_norm
+from slipstream.models.config import Wiring
 
 
 class Block(nn.Module):
     """The parameters of one element of the pattern; the stack runs them."""
 
-    def __init__(self, mixers: list[Mixer], d_model: int, eps: float) -> None:
+    def __init__(self, mixers: list[Mixer], d_model: int, eps: float, wiring: Wiring) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(RMSNorm(d_model, eps) for _ in mixers)
+
+        def norms(*places: str) -> nn.ModuleList:
+            there = wiring.norm_place in places
+            return nn.ModuleList(stream_norm(wiring.norm, d_model, eps) if there else nn.Identity() for _ in mixers)
+
+        self.norms = norms("before", "around")
         self.mixers = nn.ModuleList(mixers)
+        self.out_norms = norms("after", "around")

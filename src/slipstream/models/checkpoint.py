@@ -6,17 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
-from slipstream.core.files import replacing, write_text
+from slipstream.core.files import read_table, replacing, write_text
 from slipstream.models.config import ModelConfig
+from slipstream.models.conventions import Conventions
 from slipstream.models.language_model import LanguageModel
 
 MODEL_TYPE = "slipstream"
 TIED = "head.proj.weight"  # stored once, under the embedding's name
+TIED_CODES = ("head.proj.codes", "head.proj.scales")  # the same, quantised
 
 
 def save(model: LanguageModel, directory: str | Path) -> None:
@@ -24,15 +28,10 @@ def save(model: LanguageModel, directory: str | Path) -> None:
     folder = Path(directory)
     about = {"model_type": MODEL_TYPE, "architectures": ["LanguageModel"], **model.config.model_dump()}
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
-    write_text(
-        folder / "generation_config.json",
-        json.dumps({"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}, indent=2) + "\n",
-    )
+    model.conventions.write(folder, model.tokenizer is not None)
     if model.tokenizer is not None:
         write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
-    tensors = {
-        n: t.contiguous() for n, t in model.state_dict().items() if not (n == TIED and model.config.tie_embeddings)
-    }
+    tensors = {n: t.contiguous() for n, t in _stored(model).items()}
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, {"format": "pt"})
 
@@ -45,9 +44,13 @@ def load(path: str | Path) -> LanguageModel:
     path = Path(path)
     folder = path.parent if path.suffix == ".safetensors" else path
     config = _read_config(folder)
-    model = LanguageModel(config, _read_tokenizer(folder / "tokenizer.json"))
     weights = path if path.suffix == ".safetensors" else folder / "model.safetensors"
-    _fill(model, _read_tensors(weights), weights)
+    tensors = _read_tensors(weights)
+    _refuse_unlike(config, tensors, weights)
+    model = LanguageModel(config, read_tokenizer(folder / "tokenizer.json"), Conventions.read(folder))
+    if (embedding := tensors.get("embedding.weight")) is not None:
+        model = model.to(embedding.dtype)
+    model.load_state_dict(tensors, strict=False)
     return model.eval()
 
 
@@ -59,18 +62,25 @@ def _read_config(folder: Path) -> ModelConfig:
         )
         hint = nearest(folder.name, siblings) if siblings else "slipstream train makes one"
         raise InputError(f"no model in {folder} (config.json is missing); {hint}")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is no JSON ({error}); write the checkpoint again") from None
+    about = read_table(file)
     if about.pop("model_type", None) != MODEL_TYPE:
-        raise InputError(f"{file} describes no slipstream model; only what slipstream saved can be loaded so far")
+        raise InputError(f"{file} describes no model that slipstream saved; slipstream.load reads those of others too")
     about.pop("architectures", None)
     return ModelConfig(**about)
 
 
-def _read_tokenizer(file: Path) -> Tokenizer | None:
-    return Tokenizer.from_file(str(file)) if file.is_file() else None
+def read_tokenizer(file: Path) -> Tokenizer | None:
+    """None when there is no such file. Raises InputError when it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(file))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and its panics are not even that
+        raise InputError(
+            f"{file} is no tokenizer.json ({' '.join(str(error).split()):.120}); download it again"
+        ) from None
 
 
 def _read_tensors(file: Path) -> dict[str, Any]:
@@ -83,11 +93,18 @@ def _read_tensors(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged or cut short ({error}); copy or train it again") from None
 
 
-def _fill(model: LanguageModel, tensors: dict[str, Any], file: Path) -> None:
-    """Put the tensors in; every name and shape must fit."""
-    wanted = model.state_dict()
-    if model.config.tie_embeddings:
-        wanted.pop(TIED)
+def _stored(model: LanguageModel) -> dict[str, Tensor]:
+    """What is written of a model: of a tied head, nothing that the embedding has."""
+    tied = (TIED, *TIED_CODES) if model.config.tie_embeddings else ()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _refuse_unlike(config: ModelConfig, tensors: dict[str, Any], file: Path) -> None:
+    """Every name and shape must be as config.json says, which is found before there is room for any of it."""
+    if config.n_layers > len(tensors):
+        raise InputError(f"{file} has {len(tensors)} tensors, too few for the {config.n_layers} layers of config.json")
+    with torch.device("meta"):
+        wanted = _stored(LanguageModel(config))
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not"
@@ -97,4 +114,5 @@ def _fill(model: LanguageModel, tensors: dict[str, Any], file: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise InputError(f"{file}: {name} is {list(tensor.shape)}, config.json makes it {list(wanted[name].shape)}")
-    model.load_state_dict(tensors, strict=False)
+        if tensor.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
+            raise InputError(f"{file}: {name} is {tensor.dtype}, config.json makes it {wanted[name].dtype}")

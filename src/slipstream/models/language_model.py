@@ -14,13 +14,17 @@ from slipstream.core.cards import cards
 from slipstream.core.errors import InputError
 from slipstream.core.quantities import count
 from slipstream.core.state import State
+from slipstream.layers.quantised_linear import QuantisedLinear
 from slipstream.models.config import ModelConfig
+from slipstream.models.conventions import Conventions
 from slipstream.models.frontends import TokenEmbedding
 from slipstream.models.heads import NextTokenHead
 from slipstream.models.pattern import layers
+from slipstream.models.quantisation import empty, swap
 from slipstream.models.sharing import with_shared
 from slipstream.models.stack import Stack
 
+NONE = Conventions()
 Logits = Literal["last", "all"]
 PIECE = 2048  # tokens of a prompt that are read at once
 
@@ -28,20 +32,26 @@ PIECE = 2048  # tokens of a prompt that are read at once
 class LanguageModel(nn.Module):
     """tokens (B T) -> logits (B T V), in the three modes of its mixers.
 
-    tokenizer: the one it was trained with, or None; checkpoints carry it.
+    tokenizer: the one it was trained with, or None. conventions: where texts end, what a conversation looks like. Checkpoints
+    carry both.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None = None, conventions: Conventions = NONE
+    ) -> None:
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.conventions = config, tokenizer, conventions
         widths = {n: {"d_ff": config.d_ff} for n, c in cards().items() if "d_ff" in c.fields} if config.d_ff else {}
-        self.embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.embedding = TokenEmbedding(config)
         specs = with_shared(layers(config.pattern, config.n_layers), config.share_kv)
-        self.stack = Stack(specs, config.d_model, widths, config.norm_eps, config.reversible)
-        self.head = NextTokenHead(config.d_model, config.vocab_size, self.embedding if config.tie_embeddings else None)
+        self.stack = Stack(specs, config.d_model, widths, config.norm_eps, config)
+        self.head = NextTokenHead(config, self.embedding if config.tie_embeddings else None)
         for mixer in self.stack.mixers():
             for mode, why in mixer.limits.items():
                 raise InputError(f"{mixer.name} cannot be part of a language model, which needs {mode}: {why}")
+        if config.quantisation is not None:
+            swap(self, empty(config.quantisation), config.tie_embeddings)
+            self.requires_grad_(False)
 
     def forward(self, tokens: Int[Tensor, "B T"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T V"]:
         """PARALLEL, for training. packed: cu_seqlens of documents in one (1 T) row."""
@@ -87,8 +97,13 @@ class LanguageModel(nn.Module):
         return sum(m.state_bytes(tokens) for m in self.stack.mixers())
 
     def n_parameters(self) -> int:
-        """Parameters, a tied matrix counted once."""
-        return sum(p.numel() for p in self.parameters())
+        """Parameters, a tied matrix counted once, a quantised one as what it was."""
+        packed = (m for m in self.modules() if isinstance(m, QuantisedLinear))
+        return sum(p.numel() for p in self.parameters()) + sum(m.in_features * m.out_features for m in packed)
+
+    def n_active_parameters(self) -> int:
+        """Parameters that one token uses: all but those of experts it did not choose."""
+        return self.n_parameters() - sum(m.idle_parameters() for m in self.stack.mixers())
 
     def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters to decay (matrices) and not to (vectors, and what the mixers name in no_weight_decay)."""

@@ -3,18 +3,21 @@
 "3*gated_deltanet, attention"                three blocks of one, one of the other, repeated to n_layers
 "attention(n_kv_heads=1, window=none)/mlp"   settings in brackets, the feed-forward behind the slash (default swiglu)
 "mamba/none"                                 no feed-forward
+"jamba"                                      the pattern of a preset (see presets/)
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import yaml
 
 from slipstream.core.cards import card
 from slipstream.core.errors import InputError, nearest
+from slipstream.models.presets import expanded
 
 ELEMENT = re.compile(
     r"\s*(?:(\d+)\s*\*)?\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*(?:/\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?)?\s*", re.I
@@ -40,7 +43,7 @@ class BlockSpec:
 def parse(pattern: str) -> list[BlockSpec]:
     """The blocks of one period. Raises InputError for a malformed element, an unknown mixer or an unknown setting."""
     blocks: list[BlockSpec] = []
-    for element in _split(pattern):
+    for element in _split(expanded(pattern)):
         match = ELEMENT.fullmatch(element)
         if not match:
             raise InputError(
@@ -62,6 +65,34 @@ def layers(pattern: str, n_layers: int) -> list[BlockSpec]:
     if n_layers < len(period):
         raise InputError(f"pattern {pattern!r} is {len(period)} blocks long; n_layers {n_layers} must be at least that")
     return [period[i % len(period)] for i in range(n_layers)]
+
+
+def written(blocks: list[BlockSpec]) -> str:
+    """The pattern that is read as these blocks: the inverse of parse."""
+    runs = ((element, len(list(same))) for element, same in groupby(map(_element, blocks)))
+    return ", ".join(f"{n}*{element}" if n > 1 else element for element, n in runs)
+
+
+def period(blocks: list[BlockSpec]) -> list[BlockSpec]:
+    """The fewest first blocks that give all, when repeated."""
+    sizes = range(1, len(blocks) + 1)
+    n = next(n for n in sizes if all(block == blocks[i % n] for i, block in enumerate(blocks)))
+    return blocks[:n]
+
+
+def _element(block: BlockSpec) -> str:
+    first, *rest = block.parts
+    behind = "".join("/" + _name(part) for part in rest if part != Part(DEFAULT_FEEDFORWARD)) if rest else "/none"
+    return _name(first) + behind
+
+
+def _name(part: Part) -> str:
+    settings = ", ".join(f"{key}={_value(value)}" for key, value in part.settings.items())
+    return f"{part.name}({settings})" if settings else part.name
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _split(pattern: str) -> list[str]:

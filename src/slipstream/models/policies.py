@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from slipstream.core.cards import card, cards
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.models.language_model import LanguageModel
-from slipstream.models.pattern import DEFAULT_FEEDFORWARD, BlockSpec, Part, layers, parse
+from slipstream.models.pattern import BlockSpec, Part, layers, parse, written
 from slipstream.policies.config import PolicyConfig
 
 Policies = str | Sequence[str]  # one for all layers that have such a setting, or one for each of them
@@ -79,7 +78,7 @@ def _with_setting(pattern: str, n_layers: int, field: str, wanted: Policies) -> 
     if each and len(wanted) != takers:
         raise InputError(f"{len(wanted)} policies are given for {field}, and {takers} layers of {pattern!r} have one")
     values = iter(wanted if each else [wanted] * takers)
-    return _written([BlockSpec(tuple(_changed(part, field, values) for part in block.parts)) for block in blocks])
+    return written([BlockSpec(tuple(_changed(part, field, values) for part in block.parts)) for block in blocks])
 
 
 def _changed(part: Part, field: str, values: Iterator[Any]) -> Part:
@@ -89,24 +88,3 @@ def _changed(part: Part, field: str, values: Iterator[Any]) -> Part:
     value, rest = next(values), {k: v for k, v in part.settings.items() if k != field}
     default = PolicyConfig.model_fields[field].default
     return replace(part, settings=rest if value == default else rest | {field: value})
-
-
-def _written(blocks: list[BlockSpec]) -> str:
-    """The pattern that is read as these blocks."""
-    runs = ((element, len(list(same))) for element, same in groupby(map(_element, blocks)))
-    return ", ".join(f"{n}*{element}" if n > 1 else element for element, n in runs)
-
-
-def _element(block: BlockSpec) -> str:
-    first, *rest = block.parts
-    behind = "".join("/" + _name(part) for part in rest if part != Part(DEFAULT_FEEDFORWARD)) if rest else "/none"
-    return _name(first) + behind
-
-
-def _name(part: Part) -> str:
-    settings = ", ".join(f"{key}={_value(value)}" for key, value in part.settings.items())
-    return f"{part.name}({settings})" if settings else part.name
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -24,6 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from slipstream.core.auxiliary import refused
+
+WHY = (
+    "a mixture of experts cannot be trained in reversible layers: they run twice and keep nothing, and the losses that balance "
+    "experts would reach no layer before them; choose reversible=false, or another feed-forward"
+)
 Streams = tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]
 
 
@@ -38,7 +44,8 @@ class Layer:
 def reversibly(layers: Sequence[Layer], a: Float[Tensor, "B T D"], b: Float[Tensor, "B T D"]) -> Streams:
     """(a, b) -> (b, a + f(b)) for each f, with the gradients of just that."""
     wanted = {id(p): p for layer in layers for p in layer.parameters if p.requires_grad}
-    return _Reversible.apply(layers, a, b, *wanted.values())
+    with refused(WHY):
+        return _Reversible.apply(layers, a, b, *wanted.values())
 
 
 class _Reversible(torch.autograd.Function):

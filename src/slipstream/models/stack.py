@@ -1,14 +1,15 @@
 """The stack: blocks from a pattern, a last norm. Knows nothing of tokens, so that any frontend and any head fit it.
 
-Every mixer reads the residual stream through a norm, and what it says is added to it. With reversible layers there are two
+Every mixer reads the residual stream through a norm, and what it says is added to it, through another where the
+wiring says so. With reversible layers there are two
 streams, which take turns at being read and written (see models/reversible.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import reduce
-from typing import cast
+from functools import partial, reduce
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +20,28 @@ from slipstream.core.lender import KV, Lender
 from slipstream.core.mixer import Mixer
 from slipstream.core.registry import build
 from slipstream.core.state import State
-from slipstream.layers.norm import RMSNorm
+from slipstream.layers.experts import Experts
+from slipstream.layers.stream_norm import stream_norm
 from slipstream.models.block import Block
+from slipstream.models.config import Wiring
+from slipstream.models.depths import Skipping
 from slipstream.models.pattern import BlockSpec
 from slipstream.models.reversible import Layer, reversibly
 from slipstream.models.sharing import lenders
 
 RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj")  # what writes to the residual stream, in every family
+
+
+PLAIN = Wiring()
+
+
+class Place(NamedTuple):
+    """Where a mixer stands ("block.mixer"), the norm of what it reads, itself, the norm of what it says."""
+
+    at: str
+    norm: nn.Module
+    mixer: Mixer
+    out_norm: nn.Module
 
 
 class Stack(nn.Module):
@@ -37,27 +53,34 @@ class Stack(nn.Module):
         d_model: int,
         defaults: dict[str, dict],
         eps: float = 1e-6,
-        reversible: bool = False,
+        wiring: Wiring = PLAIN,
     ) -> None:
         """defaults: settings by mixer name that the pattern's own settings override."""
         super().__init__()
         self.blocks = nn.ModuleList(
             Block(
-                [build(p.name, {"d_model": d_model, **defaults.get(p.name, {}), **p.settings}) for p in spec.parts],
+                [
+                    _skipped(build(p.name, {"d_model": d_model, **defaults.get(p.name, {}), **p.settings}), i, wiring)
+                    for p in spec.parts
+                ],
                 d_model,
                 eps,
+                wiring,
             )
-            for spec in specs
+            for i, spec in enumerate(specs)
         )
-        self.norm = RMSNorm(d_model, eps)
-        self.n_streams = 2 if reversible else 1
+        self.norm = stream_norm(wiring.norm, d_model, eps)
+        self.scale = wiring.residual_scale
+        self.n_streams = 2 if wiring.reversible else 1
         self.lenders = lenders(specs)
         self.sharing = {*self.lenders, *self.lenders.values()}
-        if reversible and self.lenders:
+        if wiring.reversible and self.lenders:
             raise InputError(
                 "reversible layers are made again from what comes after them, keys and values of an earlier layer are "
                 "not: choose reversible or share_kv (own_kv=false)"
             )
+        if wiring.skip_every and self.lenders:
+            raise InputError("tokens that go round a layer leave it no keys and values: choose skip_every or share_kv")
         self._scale_residual_outputs()
 
     def _scale_residual_outputs(self) -> None:
@@ -66,15 +89,17 @@ class Stack(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in RESIDUAL_OUTPUTS:
                 module.weight.data.mul_(writes**-0.5)
+            elif isinstance(module, Experts):
+                module.down_proj.data.mul_(writes**-0.5)
 
-    def places(self) -> Iterator[tuple[str, nn.Module, Mixer]]:
-        """Every mixer in order: where it stands ("block.mixer"), the norm before it, itself."""
+    def places(self) -> Iterator[Place]:
+        """Every mixer in order."""
         for i, block in enumerate(self.blocks):
-            for j, (norm, mixer) in enumerate(zip(block.norms, block.mixers)):
-                yield f"{i}.{j}", norm, mixer
+            for j, (norm, mixer, out_norm) in enumerate(zip(block.norms, block.mixers, block.out_norms)):
+                yield Place(f"{i}.{j}", norm, mixer, out_norm)
 
     def mixers(self) -> list[Mixer]:
-        return [mixer for _, _, mixer in self.places()]
+        return [place.mixer for place in self.places()]
 
     def forward(self, h: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T D"]:
         if self.n_streams == 2 and torch.is_grad_enabled():
@@ -90,11 +115,14 @@ class Stack(nn.Module):
         return self._through(h, call)
 
     def _layers(self, packed: Tensor | None) -> list[Layer]:
-        """Every norm and mixer as one function."""
-        return [
-            Layer(lambda x, norm=norm, mixer=mixer: mixer(norm(x), packed), [*norm.parameters(), *mixer.parameters()])
-            for _, norm, mixer in self.places()
-        ]
+        """Every mixer with its norms as one function."""
+
+        def layer(place: Place) -> Layer:
+            modules = place.norm, place.mixer, place.out_norm
+            run = partial(self._says, place, call=lambda at, mixer, x: mixer(x, packed))
+            return Layer(run, [p for module in modules for p in module.parameters()])
+
+        return [layer(place) for place in self.places()]
 
     def prefill(self, h: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         return self._on(h, state, lambda mixer, x, entering: mixer.prefill(x, entering, lengths), lengths)
@@ -107,9 +135,10 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, State]:
         """From a state to the next. A layer that borrows is handed the new state of its lender."""
         new: dict[str, State] = {}
+        parts, none = state.parts(2), State({}, state.length)
 
         def call(place: str, mixer: Mixer, x: Tensor) -> Tensor:
-            entering = state.scope(place)
+            entering = parts.get(place, none)
             if lender := self.lenders.get(place):
                 y, new[place] = cast(Lender, mixer).borrow(x, entering, new[lender], lengths)
             else:
@@ -122,18 +151,29 @@ class Stack(nn.Module):
     def _through(self, h: Tensor, call: Callable[[str, Mixer, Tensor], Tensor]) -> Tensor:
         """Every mixer in turn reads the last stream and writes to the first, which becomes the last."""
         streams = (h,) * self.n_streams
-        for place, norm, mixer in self.places():
-            streams = (*streams[1:], streams[0] + call(place, mixer, norm(streams[-1])))
+        for place in self.places():
+            streams = (*streams[1:], streams[0] + self._says(place, streams[-1], call))
         return self._out(streams)
+
+    def _says(self, place: Place, h: Tensor, call: Callable[[str, Mixer, Tensor], Tensor]) -> Tensor:
+        """What a mixer that reads h adds to the residual stream."""
+        y = place.out_norm(call(place.at, place.mixer, place.norm(h)))
+        return y if self.scale == 1 else y * self.scale
 
     def _out(self, streams: tuple[Tensor, ...]) -> Tensor:
         """The sum of the streams (Reformer lays them side by side, which would double the head); the norm takes the factor."""
         return self.norm(reduce(torch.add, streams))
 
     def init_state(self, batch_size: int, max_len: int = 0) -> State:
-        states = {place: m.init_state(batch_size, max_len) for place, _, m in self.places()}
+        states = {p.at: p.mixer.init_state(batch_size, max_len) for p in self.places()}
         return State.join(states, next(iter(states.values())).length)
 
     def reserve(self, state: State, tokens: int) -> State:
-        reserved = {place: m.reserve(state.scope(place), tokens) for place, _, m in self.places()}
+        reserved = {p.at: p.mixer.reserve(state.scope(p.at), tokens) for p in self.places()}
         return State.join(reserved, state.length)
+
+
+def _skipped(mixer: Mixer, block: int, wiring: Wiring) -> Mixer:
+    """The mixer itself, or one that tokens may go round."""
+    skips = wiring.skip_every and block % wiring.skip_every == wiring.skip_every - 1
+    return Skipping(mixer, wiring.skip_capacity) if skips else mixer

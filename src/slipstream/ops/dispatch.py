@@ -38,7 +38,7 @@ class Backend:
     name: str
     accepts: Callable[[Call], bool]
     run: Callable[..., Any]
-    ready: Callable[[], bool] = lambda: True
+    ready: Callable[[Call], bool] = lambda call: True
 
 
 BACKEND_HOMES = ("slipstream.ops.backends.cpp",)
@@ -55,7 +55,7 @@ def register(op: str, backend: Backend) -> None:
 
 def chosen(op: str, call: Call) -> str:
     """Name of the form that would run: a backend's, or "torch"."""
-    return next((b.name for b in offered(op) if b.accepts(call) and b.ready()), "torch")
+    return next((b.name for b in offered(op) if b.accepts(call) and b.ready(call)), "torch")
 
 
 def offered(op: str) -> list[Backend]:
@@ -107,7 +107,7 @@ def operator(*time: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
     if torch.compiler.is_compiling() or _torch_alone.get():  # no compiler sees into a kernel
         return torch_form(*args, **kwargs)
-    first = args[0] if args else next(iter(kwargs.values()))
+    first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
     needs_grad = torch.is_grad_enabled() and any(
         isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())
     )
@@ -119,7 +119,7 @@ def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str,
 def _backend(op: str, device: str, dtype: torch.dtype, needs_grad: bool) -> Backend | None:
     """Asked at every call of every op, so the answer is kept: it depends on nothing else."""
     call = Call(device, dtype, needs_grad)
-    return next((b for b in offered(op) if b.accepts(call) and b.ready()), None)
+    return next((b for b in offered(op) if b.accepts(call) and b.ready(call)), None)
 
 
 def _packed(run: Callable[..., Any], time: tuple[str, ...], arguments: dict[str, Any], cu_seqlens: Tensor) -> Any:

@@ -3,15 +3,17 @@ r"""Routing: every token picks k of E experts, and only what was picked is compu
     e_t1 ... e_tk = the k largest of s_t = W_r x_t, of equal ones the lower number       w_ti = gate(s_t) at e_ti
     y_t = sum_i w_ti W_{e_ti} h_ti
 
-Nothing is dropped and there is no capacity: what a token gets depends on that token alone. Choices are held in one of two
-ways with the same methods. `group` sorts them by expert, for one product an expert: the work of whole sequences. `Gathered`
-fetches each choice's weights, in static shapes and without asking the host how many chose what: single steps. Between
-`send` and `combine` stand rows, one a choice; a mixture of feed-forwards is
+What a token gets depends on that token alone. Choices are held in one of two ways with the same methods. `group` sorts them
+by expert, for one product an expert: the work of whole sequences. `Gathered` takes each choice by itself, in static shapes
+and without asking the host how many chose what: single steps. A choice of the number E or more is none: it is not computed,
+and gives zeros; so a token may use fewer than k. Between `send` and `combine` stand rows, one a choice; a mixture of
+feed-forwards is
 
     h = act(way.project(way.send(x), w_in))          y = way.combine(way.each(w[..., None]) * h, w_out)
 
 Weights multiply the rows before the last product, on its narrow side. Weights of experts are stored (E O I), as those of
-E linear layers. Losses that balance experts are not here.
+E linear layers. Whole sequences of gated networks have an op of their own, ops/expert_mlp.py; other rules of choice are in
+ops/choose.py, and what balances experts in ops/balance.py.
 """
 
 from __future__ import annotations
@@ -21,16 +23,24 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from slipstream.ops.expert_linear import expert_linear
 
 Gate = Literal["softmax", "sigmoid"]
 
 
-def router_logits(x: Float[Tensor, "*B D"], weight: Float[Tensor, "E D"]) -> Float[Tensor, "*B E"]:
-    """The router's product, in float32 at least: a rounded score would pick another expert."""
+def router_logits(
+    x: Float[Tensor, "*B D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, "E"] | None = None
+) -> Float[Tensor, "*B E"]:
+    """The router's product, in float32 at least, under autocast too: a rounded score would pick another expert."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(wide), weight.to(wide))
+    x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, weight, bias)
 
 
 def best(scores: Float[Tensor, "*B E"], k: int) -> Int[Tensor, "*B k"]:
@@ -39,22 +49,36 @@ def best(scores: Float[Tensor, "*B E"], k: int) -> Int[Tensor, "*B k"]:
 
 
 def weigh(
-    logits: Float[Tensor, "*B E"], chosen: Int[Tensor, "*B k"], gate: Gate, normalised: bool
+    logits: Float[Tensor, "*B E"],
+    chosen: Int[Tensor, "*B k"],
+    gate: Gate,
+    normalised: bool,
+    idle: Bool[Tensor, "*B k"] | None = None,
 ) -> Float[Tensor, "*B k"]:
     """The weights of the chosen: of a softmax over all E, or each its sigmoid; normalised, they sum to one.
 
-    Normalised weights are a softmax over the chosen alone, so that small ones are not divided by a sum of nothing.
+    Normalised weights are a softmax over the chosen alone, so that small ones are not divided by a sum of nothing. idle: which
+    of the chosen weigh nothing and are not counted (all of them may).
     """
     log_weights = F.logsigmoid(logits) if gate == "sigmoid" else logits.log_softmax(-1)
     own = log_weights.gather(-1, chosen)
-    return own.softmax(-1) if normalised else own.exp()
+    if idle is None:
+        return own.softmax(-1) if normalised else own.exp()
+    own = own.masked_fill(idle, torch.finfo(own.dtype).min)
+    return (own.softmax(-1) if normalised else own.exp()).masked_fill(idle, 0.0)
+
+
+def dense(weights: Float[Tensor, "*B k"], chosen: Int[Tensor, "*B k"], n_experts: int) -> Float[Tensor, "*B E"]:
+    """Weights by the number of their expert, zero for those that were not chosen."""
+    room = weights.new_zeros(*weights.shape[:-1], n_experts + 1)
+    return room.scatter(-1, chosen.clamp(max=n_experts), weights)[..., :n_experts]
 
 
 def group(experts: Int[Tensor, "*B k"], n_experts: int) -> Grouped:
-    """The choices sorted by expert, those of one expert by token. Asks the host for the counts."""
+    """The choices sorted by expert, those of one expert by token; choices of none left out. Asks the host for the counts."""
     flat = experts.flatten()
-    counts = torch.bincount(flat, minlength=n_experts).tolist()
-    return Grouped(flat.sort(stable=True).indices, counts, experts.shape)
+    counts = torch.bincount(flat, minlength=n_experts).tolist()[:n_experts]
+    return Grouped(flat.sort(stable=True).indices[: sum(counts)], counts, experts.shape)
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,7 @@ class Grouped:
 
     def back(self, rows: Float[Tensor, "N O"]) -> Float[Tensor, "*B k O"]:
         """Rows in the order of tokens and their choices: the inverse of each."""
-        flat = torch.zeros_like(rows).index_copy(0, self.places, rows)
+        flat = rows.new_zeros(self.shape.numel(), rows.shape[-1]).index_copy(0, self.places, rows)
         return flat.reshape(*self.shape, rows.shape[-1])
 
     def project(self, rows: Float[Tensor, "N I"], weight: Float[Tensor, "E O I"]) -> Float[Tensor, "N O"]:
@@ -96,7 +120,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Choices in the order of tokens, each with a copy of its expert's weights: for few tokens."""
+    """Choices in the order of tokens: for few of them."""
 
     experts: Int[Tensor, "*B k"]
 
@@ -110,22 +134,13 @@ class Gathered:
         return rows
 
     def project(self, rows: Float[Tensor, "*B k I"], weight: Float[Tensor, "E O I"]) -> Float[Tensor, "*B k O"]:
-        return torch.einsum("...i,...oi->...o", rows, weight[self.experts])
+        return expert_linear(rows, weight, self.experts)
 
     def combine(self, rows: Float[Tensor, "*B k I"], weight: Float[Tensor, "E O I"]) -> Float[Tensor, "*B O"]:
         return self.project(rows, weight).sum(-2)
 
 
 Way = Grouped | Gathered
-
-
-def reference(
-    h: Float[Tensor, "*B k I"], experts: Int[Tensor, "*B k"], weight: Float[Tensor, "E O I"]
-) -> Float[Tensor, "*B k O"]:
-    """The definition: choice by choice, its row by the weight of its expert."""
-    rows = [weight[e] @ row for e, row in zip(experts.flatten().tolist(), h.flatten(0, -2))]
-    flat = torch.stack(rows) if rows else h.new_zeros(0, weight.shape[1])
-    return flat.reshape(*experts.shape, weight.shape[1])
 
 
 def route_flops(choices: int, d_in: int, d_out: int) -> float:

@@ -2,6 +2,7 @@ r"""The selective recurrence of Mamba: a state of D x N whose decay and input ar
 
     h_t = a_t * h_{t-1} + (dt_t x_t) B_t^T          y_t = h_t C_t          h, a_t (D N)
     a_t = exp(dt_t A)  or, signed,  2 exp(dt_t A) - 1  or, without A,  1 - dt_t (B_t * B_t)^T
+    with softplus, dt is softplus(dt);  with D, y_t + D x_t;  with a gate z, all of that times silu(z_t)
 
 Gu & Dao 2023, arXiv:2312.00752, eq. 2a and 2b with A by zero-order hold and B by Euler's rule, as the authors' code has
 it. Signed: decays from -1 to 1, with which parities can be tracked (Grazzi et al. 2024, arXiv:2411.12537, section 5).
@@ -17,15 +18,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slipstream.ops.dispatch import operator
+from slipstream.ops.silu_gate import silu_gate
 from slipstream.ops.valid import zero_padding
 
 
-@operator("x", "dt", "B", "C")
+@operator("x", "dt", "B", "C", "gate")
 def selective_scan(
     x: Float[Tensor, "B T D"],
     dt: Float[Tensor, "B T D"],
@@ -36,17 +39,36 @@ def selective_scan(
     lengths: Int[Tensor, "B"] | None = None,
     chunk_size: int = 16,
     signed: bool = False,
+    softplus: bool = False,
+    D: Float[Tensor, "D"] | None = None,
+    gate: Float[Tensor, "B T D"] | None = None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D N"]]:
     """y in x's dtype and the last state, float32 at least. chunk_size: 16 keeps a chunk in the cache of one core."""
     wide = torch.promote_types(x.dtype, torch.float32)
     start = x.new_zeros(x.shape[0], x.shape[2], B.shape[2], dtype=wide) if state is None else state.to(wide)
     if x.shape[1] == 0:
         return x, start
-    wx, wdt, wB, wC = (zero_padding(v, lengths).to(wide).transpose(0, 1) for v in (x, dt, B, C))
+    x, dt = zero_padding(x, lengths), zero_padding(dt, lengths)
+    step = zero_padding(F.softplus(dt.to(wide)), lengths) if softplus else dt
+    wx, wdt, wB, wC = (
+        v.to(wide).transpose(0, 1) for v in (x, step, zero_padding(B, lengths), zero_padding(C, lengths))
+    )
     rate = -wB.square().unsqueeze(-1) if A is None else A.to(wide).mT.contiguous()[None, None]
     decay = LINEAR if A is None else SIGNED if signed else EXPONENTIAL
     y, final = _SelectiveScan.apply(wdt, wdt * wx, rate, wB, wC, start.mT.contiguous(), decay, chunk_size)
-    return y.transpose(0, 1).to(x.dtype), final.mT.contiguous()
+    return skipped_and_gated(y.transpose(0, 1).to(x.dtype), x, D, gate, lengths), final.mT.contiguous()
+
+
+def skipped_and_gated(
+    o: Float[Tensor, "B T D"],
+    x: Float[Tensor, "B T D"],
+    D: Float[Tensor, "D"] | None,
+    gate: Float[Tensor, "B T D"] | None,
+    lengths: Int[Tensor, "B"] | None = None,
+) -> Float[Tensor, "B T D"]:
+    """(o + D x) * silu(gate), in o's dtype."""
+    o = o if D is None else torch.addcmul(o, D.to(o.dtype), zero_padding(x, lengths))
+    return o if gate is None else silu_gate(o, zero_padding(gate, lengths))
 
 
 def selective_step(
@@ -167,9 +189,12 @@ def reference(
     C: Float[Tensor, "B T N"],
     state: Float[Tensor, "B D N"],
     signed: bool = False,
+    softplus: bool = False,
+    D: Float[Tensor, "D"] | None = None,
+    gate: Float[Tensor, "B T D"] | None = None,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D N"]]:
     """The equation, token by token."""
-    ys = []
+    ys, dt = [], torch.log1p(torch.exp(dt)) if softplus else dt
     for t in range(x.shape[1]):
         if A is None:
             decay = 1 - torch.einsum("bd,bn->bdn", dt[:, t], B[:, t] ** 2)
@@ -178,4 +203,5 @@ def reference(
         decay = 2 * decay - 1 if signed else decay
         state = decay * state + torch.einsum("bd,bn->bdn", dt[:, t] * x[:, t], B[:, t])
         ys.append(torch.einsum("bdn,bn->bd", state, C[:, t]))
-    return (torch.stack(ys, 1) if ys else x), state
+    y = (torch.stack(ys, 1) if ys else x) + (0 if D is None else D * x)
+    return y if gate is None else y * gate * torch.sigmoid(gate), state

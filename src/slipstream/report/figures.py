@@ -1,4 +1,4 @@
-"""The nine figures, as plotly's plain dicts: each a question, a sentence on how to read it, and what it shows in words.
+"""The nine figures, and one for each mixture of experts, as plotly's plain dicts: a question, how to read it, and it in words.
 
 A figure with nothing to show is left out. Every architecture looks the same in all of them (palette.py).
 """
@@ -34,7 +34,7 @@ class Figure:
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Those of the nine that have something to show."""
+    """Those that have something to show."""
     makers = (
         loss_by_tokens,
         loss_by_seconds,
@@ -46,7 +46,7 @@ def figures(summary: Summary) -> list[Figure]:
         state_by_context,
         quality_by_speed,
     )
-    return [figure for make in makers if (figure := make(summary))]
+    return [figure for make in makers if (figure := make(summary))] + loads_of_experts(summary)
 
 
 def loss_by_tokens(summary: Summary) -> Figure | None:
@@ -255,6 +255,37 @@ def quality_by_speed(summary: Summary) -> Figure | None:
         layout,
         [],
     )
+
+
+def loads_of_experts(summary: Summary) -> list[Figure]:
+    """One for each architecture that has experts: of its first seed."""
+    rows = [row for row in summary.rows if row.experts]
+    return [_loads(f"experts-{i}", row) for i, row in enumerate(rows)]
+
+
+def _loads(id: str, row: Row) -> Figure:
+    layers = row.experts[-1][1]
+    firsts = [sum(len(own) for own in list(layers.values())[:i]) for i in range(len(layers))]
+    y = {"autorange": "reversed", "tickvals": firsts, "ticktext": [f"layer {at}  " for at in layers], "showgrid": False}
+    layout = axes.layout(
+        axes.plain("tokens read in training", rangemode="tozero", showgrid=False), y, "experts, by layer"
+    )
+    layout["margin"] = {**layout["margin"], "t": 36}
+    words = [f"layer {at}: from {_times(min(own), own)} to {_times(max(own), own)}" for at, own in layers.items()]
+    return Figure(
+        id,
+        f"Are the experts of {row.arch} evenly used?",
+        "A line an expert, blue where it gets its share, orange where it gets three times that, blank where it gets nothing. "
+        "Lines that stay blank or orange are a mixture that collapses.",
+        "At the end, in shares: " + "; ".join(words),
+        [traces.loads(row)],
+        layout,
+        [],
+    )
+
+
+def _times(share: float, of: list[float]) -> str:
+    return f"{digits(len(of) * share)} times its share"
 
 
 def _told(rows: list[Row], words: Callable[[Row], str]) -> str:

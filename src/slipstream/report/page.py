@@ -181,7 +181,7 @@ def _model(row: Row) -> dict[str, str]:
         "arch": row.arch,
         "pattern": m.get("pattern") or "",
         "family": row.family,
-        "params": f"{m['params']:,}" if m.get("params") else "",
+        "params": _params(m),
         "shape": " × ".join(str(m[key]) for key in ("n_layers", "d_model") if m.get(key)),
         "d_ff": str(m.get("d_ff") or ""),
         "growth": row.growth,
@@ -189,6 +189,14 @@ def _model(row: Row) -> dict[str, str]:
         "train": _order(m.get("train_order") or (alone.train_order if alone else "")),
         "decode": _order(m.get("decode_order") or (alone.decode_order if alone else "")),
     }
+
+
+def _params(model: Record) -> str:
+    """All, and those that one token uses where they are fewer."""
+    total, active = model.get("params"), model.get("active_params")
+    if not total:
+        return ""
+    return f"{total:,} ({active:,} a token)" if active and active < total else f"{total:,}"
 
 
 def _order(growth: str) -> str:

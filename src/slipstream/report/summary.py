@@ -33,6 +33,9 @@ class Row:
     bpb: Measure | None = None
     seeds: int = 0
     curves: list[list[list[float]]] = field(default_factory=list)  # one a seed: [tokens, seconds, bits per byte]
+    experts: list[tuple[float, dict[str, list[float]]]] = field(
+        default_factory=list
+    )  # tokens; by layer, shares of the load
     train_rate: Measure | None = None
     recall: dict[int, Measure] = field(default_factory=dict)
     load: dict[int, Measure] = field(default_factory=dict)
@@ -145,6 +148,7 @@ def _describe(row: Row, model: Record) -> None:
 
 def _add_quality(row: Row, records: list[Record]) -> None:
     row.curves = [r["curve"] for r in records if r.get("curve")]
+    row.experts = next(([(float(at), loads) for at, loads in r["experts"]] for r in records if r.get("experts")), [])
     sound = [r for r in records if finite(r.get("val_bpb")) and not r.get("diverged")]
     row.gaps += [f"diverged in training (seed {r.get('seed', 0)})" for r in records if r not in sound]
     row.seeds = len(sound)

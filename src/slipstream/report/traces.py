@@ -151,6 +151,34 @@ def point(row: Row, look: Look, position: str) -> Trace:
     }
 
 
+SHARES = [[0, "rgba(32,120,184,0)"], [1 / 3, "rgba(32,120,184,0.55)"], [1, "#d55e00"]]  # nothing, an even share, three
+
+
+def loads(row: Row) -> Trace:
+    """Experts of all layers above one another, the first on top, over training: how many times its share each gets."""
+    names = [f"{layer} · {e}" for layer, first in row.experts[0][1].items() for e in range(len(first))]
+    times = [[len(own) * p for own in by_layer.values() for p in own] for _, by_layer in row.experts]
+    return {
+        "type": "heatmap",
+        "name": row.arch,
+        "x": [at for at, _ in row.experts],
+        "y": list(range(len(names))),
+        "z": [list(line) for line in zip(*times)],
+        "text": [[name] * len(times) for name in names],
+        "zmin": 0,
+        "zmax": 3,
+        "colorscale": SHARES,
+        "ygap": 1 if len(names) <= 64 else 0,
+        "colorbar": {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickvals": [0, 1, 2, 3],
+            "ticktext": ["unused", "its share", "twice", "3 or more"],
+        },
+        "hovertemplate": "layer %{text}<br>%{z:.2f} times its share<br>after %{x:,.0f} tokens<extra></extra>",
+    }
+
+
 def _line(row: Row, look: Look, x: list[float], y: list[float], hover: str) -> Trace:
     return {
         "type": "scatter",

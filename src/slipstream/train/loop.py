@@ -19,18 +19,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slipstream.core.auxiliary import Collector
 from slipstream.core.dataset import Dataset
 from slipstream.core.errors import InputError
 from slipstream.core.objective import Objective, bits_per_byte
 from slipstream.models.language_model import LanguageModel
 from slipstream.objectives.next_token import NextToken
 from slipstream.train.config import Recipe
+from slipstream.train.experts import Use, Watch, told
 from slipstream.train.optim import Optimizers
 from slipstream.train.schedule import lr_share
 
 EVALUATIONS = 10  # in a run that does not say how many
 EVALUATION_TOKENS = 32768  # held-out tokens of one, at most, unless the recipe says
 LAST_EVALUATION = 16  # times as many held-out tokens as one on the way
+LOADS = 100  # times in a run that the load of experts is told
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,25 @@ class Point:
     grad_norm: float
     done: float  # share of the run
     validation: float | None = None  # bits per byte of the held-out text, when it was measured
+    experts: dict[str, Use] | None = None  # of mixtures of experts, by layer; a hundred times in a run
+    warnings: list[str] | None = None  # what the user should know of this step
 
 
 class Trainer:
     """Trains a model on data. step and seconds are where it stands."""
 
     def __init__(self, model: LanguageModel, data: Dataset, recipe: Recipe, objective: Objective | None = None) -> None:
+        if (how := model.config.quantisation) is not None:
+            raise InputError(
+                f"a model quantised to {how.to} cannot be trained: its weights are whole numbers. Train the model it was "
+                "made from, and quantise that again"
+            )
         self.model, self.data, self.recipe = model, data, recipe
         self.objective = objective or NextToken()
         self.optimizers = Optimizers(model, recipe)
         self.device = next(model.parameters()).device
         self.step, self.seconds = 0, 0.0
+        self.collector, self.watch = Collector(), Watch()
 
     @property
     def tokens_per_step(self) -> int:
@@ -93,6 +104,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip).item()
         self._refuse_nonsense(loss, norm, lr)
         self.optimizers.step(lr)
+        self.collector.settle()
         self.step += 1
         self.seconds += time.perf_counter() - started
         return Point(
@@ -105,18 +117,21 @@ class Trainer:
             grad_norm=norm,
             done=min(1.0, self.done),
             validation=self.evaluate() if self._evaluation_is_due(before) else None,
+            experts=told(self.model, self.collector) if self._is_due(before, LOADS) else None,
+            warnings=self.watch.look(self.model, self.collector) or None,
         )
 
     def _gradients(self) -> float:
-        """Gradients of this step's mean loss, part by part; returns the loss."""
+        """Gradients of this step's mean loss, part by part, and of what mixers ask for beside it; returns the loss."""
         batch = self.data.batch(self.step, self.recipe.batch_size, self.recipe.seed).to(self.device)
         random = torch.Generator(self.device).manual_seed((self.recipe.seed * 2**32 + self.step) % 2**63)
         total = torch.zeros((), device=self.device)
+        self.collector = Collector()
         for part in batch.chunk(self.recipe.grad_accumulation):
-            with self._precision():
+            with self._precision(), self.collector.listening():
                 loss = self.objective.loss(self.model, part, random)
             mean = loss.mean / self.recipe.grad_accumulation
-            mean.backward()
+            (mean + self.collector.penalty() / self.recipe.grad_accumulation).backward()
             total += mean.detach()
         return total.item()
 
@@ -134,11 +149,13 @@ class Trainer:
             )
 
     def _evaluation_is_due(self, before: float) -> bool:
-        if self.finished:
-            return True
-        if self.recipe.eval_every:
+        if self.recipe.eval_every and not self.finished:
             return self.step % self.recipe.eval_every == 0
-        return int(self.done * EVALUATIONS) > int(before * EVALUATIONS)
+        return self._is_due(before, EVALUATIONS)
+
+    def _is_due(self, before: float, times: int) -> bool:
+        """Whether this step ends another of so many parts of the run, or the run."""
+        return self.finished or int(self.done * times) > int(before * times)
 
     @torch.no_grad()
     def evaluate(self) -> float:

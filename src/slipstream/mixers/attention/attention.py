@@ -4,7 +4,7 @@ r"""Softmax attention with rotary positions: multi-head, grouped-query and multi
 
 Memory grows with every token (the key-value cache): 2 * n_kv_heads * head_dim numbers a token. An optional short
 convolution on q, k, v (conv_size) gives it the neighbour access that recurrent mixers have. The settings cover what Llama,
-Qwen, Gemma 2, GPT-NeoX and gpt-oss do between x and y; rotary positions that are stretched (YaRN and the like) they do not.
+Qwen, Gemma 2 and 3, OLMo 2, GPT-NeoX and gpt-oss do between x and y, with positions stretched (YaRN and the like) or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from slipstream.core.lender import KV, Lender
 from slipstream.core.mixer import Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedQKV
-from slipstream.layers.softmax_heads import HeadsOutput
+from slipstream.layers.linear import Linear
+from slipstream.layers.softmax_heads import joined
 from slipstream.ops.attention import attention, attention_flops
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.softmax import Softmax
@@ -53,7 +54,8 @@ class Attention(Lender, name="attention", family="attention"):
         self.causal, self.own_kv = config.causal, config.own_kv
         self.qkv = GroupedQKV(config, config.own_kv, config.head_dim)
         self.sinks = nn.Parameter(torch.zeros(self.qkv.n_heads)) if config.sinks else None
-        self.o_proj = HeadsOutput(config, self.qkv.width)
+        self.o_proj = Linear(self.qkv.width, config.d_model, bias=config.o_bias)
+        self.g_proj = Linear(config.d_model, self.qkv.width, bias=False) if config.gated else None
         kv = KVHeads(self.qkv.n_heads, self.qkv.n_kv_heads, self.qkv.head_dim, self.qkv.head_dim)
         self.cache, self.prompt = (
             cache_policy(config.cache, kv, config.causal),
@@ -72,7 +74,7 @@ class Attention(Lender, name="attention", family="attention"):
         fresh = self.init_state(x.shape[0])
         q, k, v = self.qkv(x, fresh, lengths)[:3] if kv is None else (self.qkv.queries(x, fresh, lengths)[0], *kv)
         o = attention(q, k, v, causal=self.causal, lengths=lengths, softmax=self._softmax())
-        return self.o_proj(o, x), (k, v)
+        return self.o_proj(joined(o, x, self.g_proj)), (k, v)
 
     def _softmax(self) -> Softmax:
         return Softmax(self.config.qk_scale, self.config.softcap, self.sinks)
@@ -84,22 +86,27 @@ class Attention(Lender, name="attention", family="attention"):
         state = self.reserve(state, x.shape[1])
         q, k, v, convs = self.qkv(x, state, lengths)
         o, kept = self.cache.prefill(q, k, v, state, lengths, self._reading())
-        return self.o_proj(o, x), state.advance(x.shape[1] if lengths is None else lengths, **kept, **convs)
+        return self.o_proj(joined(o, x, self.g_proj)), state.advance(
+            x.shape[1] if lengths is None else lengths, **kept, **convs
+        )
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
         """In a cache that has room already: init_state(B, max_len), or reserve."""
         q, k, v, convs = self.qkv(x, state)
         o, kept = self.cache.step(q, k, v, state, self._reading())
-        return self.o_proj(o, x), state.advance(1, **kept, **convs)
+        return self.o_proj(joined(o, x, self.g_proj)), state.advance(1, **kept, **convs)
 
     def borrow(self, x: Float[Tensor, "B T D"], state: State, lender: State, lengths: Int[Tensor, "B"] | None = None):
         q, convs = self.qkv.queries(x, state, lengths)
         o = attention(q, lender["k"], lender["v"], state.length, self.causal, lengths, self._softmax())
-        return self.o_proj(o, x), state.advance(x.shape[1] if lengths is None else lengths, **convs)
+        return self.o_proj(joined(o, x, self.g_proj)), state.advance(
+            x.shape[1] if lengths is None else lengths, **convs
+        )
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)
-        return self.o_proj(softmax_reference(q, k, v, causal=self.causal, softmax=self._softmax()), x)
+        o = softmax_reference(q, k, v, causal=self.causal, softmax=self._softmax())
+        return self.o_proj(joined(o, x, self.g_proj))
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         return attention_flops(T, B, self.qkv.n_heads, self.qkv.head_dim, mode)

@@ -5,8 +5,7 @@ r"""Multi-head latent attention (MLA): keys and values of all heads are made of 
 
 Memory is c_t and r_t, kv_rank + rope_head_dim numbers a token whatever the number of heads. Whole sequences and prompts make
 keys and values anew of all latents; a single step never does: it moves W_k to the query and W_v behind the sum (absorption).
-A prefill of a few tokens over a long cache does more work than as many steps, since it expands the cache. What stretches
-the positions of DeepSeek's longest models (YaRN) is not here.
+A prefill of a few tokens over a long cache does more work than as many steps, since it expands the cache.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedQKV
-from slipstream.layers.softmax_heads import HeadsOutput, SoftmaxConfig
+from slipstream.layers.linear import Linear
+from slipstream.layers.softmax_heads import SoftmaxConfig, joined
 from slipstream.layers.sparse_lines import read_recent, recent_slots
 from slipstream.ops.attention import attention_flops, window_attention
 from slipstream.ops.attention import reference as softmax_reference
@@ -46,7 +47,8 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
         super().__init__(config)
         self.qkv, self.window = GroupedQKV(config, head_dim=config.head_dim), config.window
         self.sinks = nn.Parameter(torch.zeros(self.qkv.n_heads)) if config.sinks else None
-        self.o_proj = HeadsOutput(config, self.qkv.width)
+        self.o_proj = Linear(self.qkv.width, config.d_model, bias=config.o_bias)
+        self.g_proj = Linear(config.d_model, self.qkv.width, bias=False) if config.gated else None
 
     def slots(self) -> dict[str, Slot]:
         return recent_slots(self.qkv, self.window - 1)
@@ -56,11 +58,12 @@ class SlidingWindow(Mixer, name="sliding_window", family="attention"):
             return window_attention(q, k, v, state.length, self.window, self._softmax())
 
         o, new = read_recent(self.qkv, x, state, lengths, read)
-        return self.o_proj(o, x), new
+        return self.o_proj(joined(o, x, self.g_proj)), new
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)
-        return self.o_proj(softmax_reference(q, k, v, window=self.window, softmax=self._softmax()), x)
+        o = softmax_reference(q, k, v, window=self.window, softmax=self._softmax())
+        return self.o_proj(joined(o, x, self.g_proj))
 
     def _softmax(self) -> Softmax:
         return Softmax(self.config.qk_scale, self.config.softcap, self.sinks)

@@ -2,7 +2,8 @@ r"""SwiGLU: a gated feed-forward, each token by itself.
 
     y = W_down (silu(W_gate x) * (W_up x))
 
-No dropout; no biases unless asked for. With activation gelu_tanh in silu's place it is the GeGLU of Gemma.
+No dropout; no biases unless asked for. With activation gelu_tanh in silu's place it is the GeGLU of Gemma. Falcon-H1 has two
+fixed factors, one within the activation and one on y.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class SwiGLU(PerToken, name="swiglu", family="feedforward"):
         d_ff: int | None = Field(None, ge=1)  # inner width; default 8/3 d_model, rounded up to a multiple of 16
         activation: Activation = "silu"  # of the gate: silu, gelu, gelu_tanh (GeGLU of Gemma), relu or relu2
         bias: bool = False  # biases on all three projections
+        gate_scale: float = 1.0  # factor on W_gate x (Falcon-H1)
+        out_scale: float = 1.0  # factor on y (Falcon-H1)
 
     config: Config
     tiny = Config(d_model=16, d_ff=24)
@@ -41,9 +44,14 @@ class SwiGLU(PerToken, name="swiglu", family="feedforward"):
         self.gated = GATED[config.activation]
 
     def transform(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(self.gated(self.up_proj(x), self.gate_proj(x)))
+        y = self.down_proj(self.gated(self.up_proj(x), self._gate(x)))
+        return y if self.config.out_scale == 1 else y * self.config.out_scale
+
+    def _gate(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
+        a = self.gate_proj(x)
+        return a if self.config.gate_scale == 1 else a * self.config.gate_scale
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        a, b = self.gate_proj(x), self.up_proj(x)
+        a, b = self.config.gate_scale * self.gate_proj(x), self.up_proj(x)
         gate = a / (1 + torch.exp(-a)) if self.config.activation == "silu" else ACTIVATIONS[self.config.activation](a)
-        return self.down_proj(gate * b)
+        return self.config.out_scale * self.down_proj(gate * b)

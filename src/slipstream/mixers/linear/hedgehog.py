@@ -19,7 +19,7 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.feature_lines import feature_one, feature_prefill, feature_reference
-from slipstream.layers.feature_maps import softmax_pair
+from slipstream.layers.feature_maps import learned_pair
 from slipstream.layers.linear import Linear
 from slipstream.layers.lines import add_lines, line_slots
 from slipstream.ops.normalised_scan import normalised_flops
@@ -31,7 +31,7 @@ class Hedgehog(Mixer, name="hedgehog", family="linear"):
     writes, erases = "phi(k) v^T", "nothing"
     decays, reads = "nothing", "S^T phi(q) / (z . phi(q))"
     train_order, decode_order = "T", "1"
-    symbols = {"phi": "softmax_pair", "W_h": "feature_map_q, feature_map_k", "z": "the last column of S"}
+    symbols = {"phi": "learned_pair", "W_h": "feature_map_q, feature_map_k", "z": "the last column of S"}
     oracle = "the paper's weights in a T x T matrix in numpy, tests/oracles/feature_attention.npz"
 
     class Config(MixerConfig):
@@ -63,9 +63,7 @@ class Hedgehog(Mixer, name="hedgehog", family="linear"):
         return self.o_proj(o), state
 
     def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        maps = zip((q, k), (self.feature_map_q, self.feature_map_k))
-        phi_q, phi_k = (softmax_pair(torch.einsum("bthk,hrk->bthr", x, W.to(x.dtype))) for x, W in maps)
-        return phi_q, phi_k
+        return learned_pair(q, self.feature_map_q), learned_pair(k, self.feature_map_k)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.o_proj(feature_reference(self, self.n_heads, self._features, x))

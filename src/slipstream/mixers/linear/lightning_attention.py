@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from slipstream.core.config import MixerConfig, heads
@@ -36,6 +36,7 @@ class LightningAttention(Mixer, name="lightning_attention", family="linear"):
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads, one pace each; default d_model / 64
+        head_dim: PositiveInt | None = None  # width of a head; default d_model / n_heads
         depth: float = Field(0.5, ge=0, le=1)  # where the layer stands: 0 first, 1 last, l / (L - 1) for layer l of L
         norm_eps: float = 1e-6  # of the output norm
         chunk_size: int = 64  # tokens computed at once; changes speed, not results
@@ -45,12 +46,13 @@ class LightningAttention(Mixer, name="lightning_attention", family="linear"):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.n_heads = heads(config.d_model, config.n_heads)
-        self.head_dim = config.d_model // self.n_heads
-        self.qkv_proj = Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.output_gate = Linear(config.d_model, config.d_model, bias=False)
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.out_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.n_heads = config.n_heads if config.n_heads and config.head_dim else heads(config.d_model, config.n_heads)
+        self.head_dim = config.head_dim or config.d_model // self.n_heads
+        width = self.n_heads * self.head_dim
+        self.qkv_proj = Linear(config.d_model, 3 * width, bias=False)
+        self.output_gate = Linear(config.d_model, width, bias=False)
+        self.norm = RMSNorm(width, config.norm_eps)
+        self.out_proj = Linear(width, config.d_model, bias=False)
 
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim))}

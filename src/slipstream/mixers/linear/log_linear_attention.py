@@ -49,7 +49,7 @@ class LogLinearAttention(Mixer, name="log_linear_attention", family="linear"):
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
-    norm: RMSNorm
+    norm: RMSNorm | None
     out_proj: Linear
     tiny = Config(d_model=16, n_heads=4, n_groups=2, d_state=8, conv_size=3, chunk_size=4, n_levels=24)
 

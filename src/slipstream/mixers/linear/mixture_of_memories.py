@@ -156,7 +156,7 @@ class MixtureOfMemories(Mixer, name="mixture_of_memories", family="linear"):
         """For tokens spread evenly over the memories, which spares whole sequences the projections of those not chosen."""
         shape, c = (B, self.n_heads, self.head_dim, self.v_head_dim), self.config
         scan = [delta_flops(n, *shape, mode, "head", c.chunk_size) for n in (-(-T * c.top_k // c.n_memories), T)]
-        one = sum(p.numel() for p in self.memories[0].parameters())
+        one = sum(m.in_features * m.out_features for m in self.memories[0].children() if isinstance(m, Linear))
         spared = 0 if mode == "step" else 2.0 * B * T * (c.n_memories - c.top_k) * one
         return c.n_memories * scan[0] + c.shared * scan[1] - spared
 

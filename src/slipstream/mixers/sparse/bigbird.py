@@ -96,7 +96,7 @@ class BigBird(Mixer, name="bigbird", family="sparse"):
 
     def _globals(self, T: int) -> Tensor:
         """Which of T tokens see all."""
-        block, c = torch.arange(T, device=self.o_proj.weight.device) // self.config.block, self.config
+        block, c = torch.arange(T, device=self._activations()[1]) // self.config.block, self.config
         return (block < c.n_global) | (block >= -(-T // c.block) - c.n_global)
 
     def _by_key_heads(self, q: Tensor, k: Tensor, v: Tensor, attend: Callable[..., Tensor]) -> Float[Tensor, "B T H K"]:

@@ -33,6 +33,7 @@ class Indexer(nn.Module):
     def __init__(self, d_model: int, width: int, n_heads: int, head_dim: int, latent: LatentKV) -> None:
         super().__init__()
         self.n_heads, self.rope_base, self.turned = n_heads, latent.rope_base, min(latent.rope, head_dim // 2 * 2)
+        self.scaling = latent.scaling  # of angles alone: what is ranked by is no longer for it
         self.wq_b = Linear(width, n_heads * head_dim, bias=False)
         self.wk = Linear(d_model, head_dim, bias=False)
         self.k_norm = nn.LayerNorm(head_dim, eps=1e-6)
@@ -49,7 +50,7 @@ class Indexer(nn.Module):
     def _turn(self, t: Tensor, positions: Tensor) -> Tensor:
         if not self.rope_base:
             return t
-        return torch.cat([rope(t[..., : self.turned], positions, self.rope_base), t[..., self.turned :]], -1)
+        return torch.cat([rope(t[..., : self.turned], positions, self.rope_base, self.scaling), t[..., self.turned :]], -1)
 
 
 class DSA(Mixer, name="dsa", family="sparse"):

@@ -21,7 +21,7 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
-from slipstream.layers.mamba_block import block_reference, through_block
+from slipstream.layers.mamba_block import block_reference, one_token, through_block
 from slipstream.layers.short_conv import ShortConv
 from slipstream.ops.selective_scan import selective_scan, selective_scan_flops, selective_step
 
@@ -62,19 +62,18 @@ class Longhorn(Mixer, name="longhorn", family="ssm"):
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         size = self.config.chunk_size
 
-        def recurrence(x: Tensor) -> tuple[Tensor, Tensor]:
+        def recurrence(x: Tensor, D: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             eps, k, q = self._selected(x)
-            return selective_scan(x, eps, None, k, q, state["h"], lengths, size)
+            return selective_scan(x, eps, None, k, q, state["h"], lengths, size, D=D, gate=z)
 
         return through_block(self, x, state, lengths, recurrence)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        def recurrence(x: Tensor) -> tuple[Tensor, Tensor]:
-            eps, k, q = (t[:, 0] for t in self._selected(x))
-            o, h = selective_step(x[:, 0], eps, None, k, q, state["h"])
-            return o[:, None], h
+        def step(x: Float[Tensor, "B I"]) -> tuple[Tensor, Tensor]:
+            eps, k, q = self._selected(x)
+            return selective_step(x, eps, None, k, q, state["h"])
 
-        return through_block(self, x, state, None, recurrence)
+        return through_block(self, x, state, None, one_token(step))
 
     def _selected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """eps in float32 at least, k and q."""

@@ -5,8 +5,8 @@ r"""Mamba-2 (SSD): a selective state space with one decay per head, which makes 
     y_t = W_out (rms_norm(o_t * silu(z_t)) * weight)
 
 State space files keep the paper's letters: C is the query, B the key, x the value. B and C are shared by the heads of a
-group, and the norm is over the channels of a group. Weights are named and laid out as those of transformers'
-Mamba2Mixer.
+group, and the norm is over the channels of a group. Settings make it what Bamba, Granite 4, Nemotron-H, Zamba2 and Falcon-H1
+have of it. Weights are named and laid out as those of transformers' Mamba2Mixer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
 from slipstream.layers.short_conv import ShortConv
-from slipstream.layers.ssd_block import NO_WEIGHT_DECAY, SSDConfig, add_block, output, projected, selected
-from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
-from slipstream.ops.outer_scan import reference as outer_reference
+from slipstream.layers.ssd_block import (
+    NO_WEIGHT_DECAY,
+    SSDConfig,
+    add_block,
+    projected,
+    ssd,
+    ssd_flops,
+    ssd_one,
+    ssd_reference,
+    ssd_slots,
+)
 
 
 class Mamba2(Mixer, name="mamba2", family="ssm"):
@@ -30,7 +38,10 @@ class Mamba2(Mixer, name="mamba2", family="ssm"):
     writes, erases = "B (dt x)^T", "nothing"
     decays, reads = "a number a head, from x", "S^T C"
     symbols = {"C": "q", "B": "k", "X": "x", "Δ": "dt", "P": "head_dim", "N": "d_state", "a": "exp(dt A)"}
-    oracle = "transformers Mamba2Mixer, tests/oracles/test_ssm_rnn_oracles.py"
+    oracle = (
+        "transformers Mamba2Mixer, tests/oracles/test_ssm_rnn_oracles.py; its settings against Bamba, Nemotron-H, Zamba2 and "
+        "Falcon-H1, test_hybrid_oracles.py"
+    )
     no_weight_decay = NO_WEIGHT_DECAY
 
     class Config(SSDConfig):
@@ -42,7 +53,7 @@ class Mamba2(Mixer, name="mamba2", family="ssm"):
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
-    norm: RMSNorm
+    norm: RMSNorm | None
     out_proj: Linear
     tiny = Config(d_model=16, n_heads=4, n_groups=2, d_state=6, conv_size=3, chunk_size=4)
 
@@ -51,27 +62,19 @@ class Mamba2(Mixer, name="mamba2", family="ssm"):
         self.n_heads, self.head_dim = add_block(self, config)
 
     def slots(self) -> dict[str, Slot]:
-        return {"S": Slot((self.n_heads, self.config.d_state, self.head_dim)), "conv": self.conv1d.slot()}
+        return ssd_slots(self, self.config)
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        z, xBC, dt, _ = projected(self, self.config, x)
-        xBC, conv = self.conv1d(xBC, state["conv"], lengths)
-        u, rule = selected(self, self.config, xBC, dt)
-        o, S = outer_scan(*rule, state["S"], lengths, chunk_size=self.config.chunk_size)
-        state = state.advance(x.shape[1] if lengths is None else lengths, S=S, conv=conv)
-        return output(self, self.config, o, u, z), state
+        lines = projected(self, self.config, x)
+        y, kept = ssd(self, self.config, lines, state["S"], state["conv"], lengths)
+        return y, state.advance(x.shape[1] if lengths is None else lengths, **kept)
 
     def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        z, xBC, dt, _ = projected(self, self.config, x)
-        xBC, conv = self.conv1d(xBC, state["conv"])
-        u, rule = selected(self, self.config, xBC, dt)
-        o, S = outer_step(*rule, state["S"])
-        return output(self, self.config, o, u, z), state.advance(1, S=S, conv=conv)
+        y, kept = ssd_one(self, self.config, projected(self, self.config, x), state["S"], state["conv"])
+        return y, state.advance(1, **kept)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        z, xBC, dt, _ = projected(self, self.config, x)
-        u, rule = selected(self, self.config, self.conv1d.reference(xBC), dt)
-        return output(self, self.config, outer_reference(*rule)[0], u, z)
+        return ssd_reference(self, self.config, projected(self, self.config, x))
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
-        return outer_flops(T, B, self.n_heads, self.config.d_state, self.head_dim, mode, "head", self.config.chunk_size)
+        return ssd_flops(self.config, self.n_heads, T, B, mode)

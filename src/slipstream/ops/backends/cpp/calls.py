@@ -26,7 +26,7 @@ def call(kernel: str, name: str, dtype: torch.dtype, tensors: Sequence[Tensor | 
 
 @functools.cache
 def _function(kernel: str, name: str, dtype: torch.dtype, n_tensors: int, *sizes: type) -> Any:
-    found = library(kernel)
+    found = library(kernel, SUFFIX[dtype])
     assert found is not None, f"{kernel} was chosen and is not there"
     function = getattr(found, f"{name}_{SUFFIX[dtype]}")
     function.restype = None
@@ -77,4 +77,4 @@ def offer(
     def accepts(given: Call) -> bool:
         return given.device == "cpu" and given.dtype in dtypes and (gradients or not given.needs_grad)
 
-    register(op, Backend("cpp", accepts, run, lambda: library(kernel or op) is not None))
+    register(op, Backend("cpp", accepts, run, lambda given: library(kernel or op, SUFFIX[given.dtype]) is not None))

@@ -124,5 +124,5 @@ void backward(const R* x, const R* weight, const R* state, const int64_t* length
         backward<R>(x, weight, state, lengths, gy, gx, g_weight, g_bias, g_state, batch, T, D, W);                       \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

@@ -98,5 +98,5 @@ template <class R> void forward(const Problem<R>& p) {
                     scale, cap});                                                                                         \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

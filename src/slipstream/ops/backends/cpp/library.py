@@ -40,9 +40,9 @@ class Built:
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
-    """The kernel of that name, ready to be called, or None after one warning."""
-    built = build(name)
+def library(name: str, numbers: str = "f32") -> ctypes.CDLL | None:
+    """The kernel of that name for numbers of that kind, ready to be called, or None after one warning."""
+    built = build(name, numbers)
     if built.path is not None:
         try:
             return ctypes.CDLL(str(built.path))
@@ -57,8 +57,8 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"C++ kernels are off and slower torch forms run: {problem}", RuntimeWarning, stacklevel=2)
 
 
-def build(name: str) -> Built:
-    """Compile a kernel unless its library is there already."""
+def build(name: str, numbers: str = "f32") -> Built:
+    """Compile a kernel for f32, f64, c64 or c128, unless its library is there already."""
     compiler = find_compiler()
     if compiler is None:
         return Built(None, problem="no C++ compiler found; install g++ or clang++, or name one in CXX")
@@ -68,8 +68,8 @@ def build(name: str) -> Built:
         return Built(None, problem=f"no folder for compiled kernels ({error}); name one in SLIPSTREAM_CACHE")
     said = ""
     for extra in TRIES:
-        flags = (*ALWAYS, *extra)
-        path = folder / f"{name}-{fingerprint(name, compiler, flags)}.so"
+        flags = (*ALWAYS, *extra, f"-DFOR_{numbers}(...)=__VA_ARGS__")
+        path = folder / f"{name}-{numbers}-{fingerprint(name, compiler, flags)}.so"
         if path.exists():
             return Built(path, flags)
         wrong = _compile(HERE / f"{name}.cpp", compiler, flags, path)
@@ -82,6 +82,11 @@ def build(name: str) -> Built:
 def kernels() -> list[str]:
     """Names of all that can be built."""
     return sorted(p.stem for p in HERE.glob("*.cpp"))
+
+
+def single_precision(name: str) -> list[str]:
+    """What a kernel is compiled for where models are in float32: real numbers, and complex ones if it knows them."""
+    return ["f32", "c64"] if "\nFOR_c64(" in (HERE / f"{name}.cpp").read_text() else ["f32"]
 
 
 def find_compiler() -> str | None:

@@ -62,5 +62,5 @@ void forward(const R* x, const R* W, const R* bias, R* y, int64_t rows, int64_t 
         forward<R>(x, W, bias, y, rows, inputs, outputs);                                                            \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

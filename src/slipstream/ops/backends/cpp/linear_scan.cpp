@@ -8,6 +8,8 @@
 #include <omp.h>
 #endif
 
+#include "precision.h"
+
 namespace {
 
 constexpr int64_t LINE = 64, MOST = 1024;  // channels of the narrowest and of the widest strip
@@ -87,7 +89,7 @@ void backward(const Z* a, const Z* h, const Z* start, const int64_t* lengths, co
         backward<Z>(a, h, start, lengths, g, ga, gb, g_start, batch, T, R);                                              \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
-KERNELS(std::complex<float>, c64)
-KERNELS(std::complex<double>, c128)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))
+FOR_c64(KERNELS(std::complex<float>, c64))
+FOR_c128(KERNELS(std::complex<double>, c128))

@@ -77,5 +77,5 @@ template <class R> void step(const Problem<R>& p) {
                  k_head, v_row, v_head, decay_row, kind, undecayed, scale});                                            \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

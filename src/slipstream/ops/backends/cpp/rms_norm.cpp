@@ -113,5 +113,5 @@ template <class R> void backward(const Problem<R>& p, const R* gy, R* gx, R* g_w
                     block);                                                                                                \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

@@ -1,23 +1,38 @@
-// The selective recurrence of Mamba, and its gradient. Layouts: x dt y (B T D), B C (B T N), A and states (N D).
+// The selective recurrence of Mamba, and its gradient. Layouts: x dt gate y (B T D), B C (B T N), A and states (N D).
 //
 //     h_t = a_t * h_{t-1} + (dt_t x_t) B_t        y_t = sum_n C_tn h_tn
 //
-// Channels lie in vector lanes; a thread owns a strip of channels and carries its N states through time. The backward
-// pass makes a chunk's states again from those it began with.
+// Channels lie in vector lanes: a strip is as many of them as a vector holds. A thread takes a few strips that lie side by
+// side through time, a chunk of tokens at a time, so that what is read of a page is read while it is at hand; within a chunk
+// the states of one strip stay in registers. The backward pass makes a chunk's states again from those it began with.
 #include <algorithm>
 #include <vector>
 
 #include "simd.h"
+#include "threads.h"
 
 namespace {
 
 enum Decay { EXPONENTIAL, SIGNED, LINEAR };  // e^(dt A); 2 e^(dt A) - 1; 1 - dt B^2
 constexpr int CHUNK = 16;
+constexpr int64_t ABREAST = 8;                   // strips side by side
+constexpr int HELD = VECTOR_BYTES == 64 ? 16 : 8;  // states of a strip that registers hold
+constexpr double LOG2E = 1.44269504088896340736;
+
+// Lines along time, rows of which stand so far apart.
+template <class R> struct Lines {
+    const R* at;
+    int64_t apart;
+
+    const R* row(int64_t token) const { return at + token * apart; }
+};
 
 template <class R> struct Problem {
-    const R *x, *dt, *A, *B, *C, *start;
-    const int64_t* lengths;  // null: all rows are T long
+    Lines<R> x, dt, B, C, gate;  // gate may be null
+    const R *A, *skip;           // skip (D) may be null
+    const int64_t* lengths;      // null: all rows are T long
     int64_t batch, T, D, N;
+    bool softplus;  // of dt
 
     int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
 };
@@ -32,20 +47,17 @@ template <class R, Decay kind> struct Strip {
     Strip(const Problem<R>& p, int64_t b, int64_t strip)
         : p(p), b(b), d(strip * S::lanes), n_lanes((int)std::min<int64_t>(S::lanes, p.D - strip * S::lanes)) {}
 
-    vec at(const R* line, int64_t t) const { return S::load(line + (b * p.T + t) * p.D + d, n_lanes); }
+    vec at(const Lines<R>& lines, int64_t t) const { return S::load(lines.row(b * p.T + t) + d, n_lanes); }
     void put(R* line, int64_t t, vec v) const { S::store(line + (b * p.T + t) * p.D + d, v, n_lanes); }
-    const R* row(const R* line, int64_t t) const { return line + (b * p.T + t) * p.N; }
+    const R* row(const Lines<R>& lines, int64_t t) const { return lines.row(b * p.T + t); }
     vec state(const R* states, int64_t n) const { return S::load(states + (b * p.N + n) * p.D + d, n_lanes); }
     void put_state(R* states, int64_t n, vec v) const { S::store(states + (b * p.N + n) * p.D + d, v, n_lanes); }
+    vec rate(int64_t n) const { return S::load(p.A + n * p.D + d, n_lanes); }
 
-    vec rate(int64_t n, R B) const {
-        if constexpr (kind == LINEAR) return S::splat(-B * B);
-        return S::load(p.A + n * p.D + d, n_lanes);
-    }
-
-    static vec decay(vec dt, vec rate) {
-        if constexpr (kind == LINEAR) return dt * rate + R(1);
-        const vec a = S::exp(dt * rate);
+    // scaled: rate * log2 e, or of LINEAR -B^2
+    static vec decay(vec dt, vec scaled) {
+        if constexpr (kind == LINEAR) return dt * scaled + R(1);
+        const vec a = S::exp2(dt * scaled);
         if constexpr (kind == SIGNED) return a * R(2) - R(1);
         return a;
     }
@@ -56,38 +68,73 @@ template <class R, Decay kind> struct Strip {
         if constexpr (kind == SIGNED) return a + R(1);
         return a;
     }
+
+    // One chunk: h is what p.N states are and become.
+    void forward(R* h, R* y, int64_t first, int64_t last) const {
+        vec dt[CHUNK], u[CHUNK], out[CHUNK];
+        for (int64_t t = first; t < last; t++) {
+            const vec x = at(p.x, t), given = at(p.dt, t), step = p.softplus ? S::softplus(given) : given;
+            dt[t - first] = step;
+            u[t - first] = step * x;
+            out[t - first] = p.skip ? x * S::load(p.skip + d, n_lanes) : vec{};
+        }
+        int64_t n = 0;
+        while (n + HELD <= p.N) n = states<HELD>(h, n, dt, u, out, first, last);
+        if (HELD > 8 && n + 8 <= p.N) n = states<8>(h, n, dt, u, out, first, last);
+        if (n + 4 <= p.N) n = states<4>(h, n, dt, u, out, first, last);
+        while (n < p.N) n = states<1>(h, n, dt, u, out, first, last);
+        for (int64_t t = first; t < last; t++)
+            put(y, t, p.gate.at ? out[t - first] * S::silu(at(p.gate, t)) : out[t - first]);
+    }
+
+    // M of the states from n on, through the chunk.
+    template <int M>
+    int64_t states(R* states, int64_t n, const vec* dt, const vec* u, vec* out, int64_t first, int64_t last) const {
+        vec h[M], scaled[M];
+        for (int m = 0; m < M; m++) {
+            h[m] = state(states, n + m);
+            if constexpr (kind != LINEAR) scaled[m] = rate(n + m) * R(LOG2E);
+        }
+        for (int64_t t = first; t < last; t++) {
+            const vec dt_t = dt[t - first], u_t = u[t - first];
+            const R *B = row(p.B, t) + n, *C = row(p.C, t) + n;
+            vec even = out[t - first], odd = {};
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++) {
+                if constexpr (kind == LINEAR) h[m] += (u_t - (dt_t * B[m]) * h[m]) * B[m];
+                else h[m] = decay(dt_t, scaled[m]) * h[m] + u_t * B[m];
+                (m % 2 ? odd : even) += h[m] * C[m];
+            }
+            out[t - first] = even + odd;
+        }
+        for (int m = 0; m < M; m++) put_state(states, n + m, h[m]);
+        return n + M;
+    }
+
+    // The states that enter a chunk, for the backward pass.
+    void keep(const R* h, R* bounds, int64_t chunk, int64_t chunks) const {
+        for (int64_t n = 0; n < p.N; n++)
+            S::store(bounds + ((b * chunks + chunk) * p.N + n) * p.D + d, state(h, n), n_lanes);
+    }
 };
 
-template <class R, Decay kind>
-void forward(const Problem<R>& p, R* y, R* final, R* bounds) {
+// states (B N D): the entering ones in, the last ones out.
+template <class R, Decay kind> void forward(const Problem<R>& p, R* states, R* y, R* bounds) {
     using vec = typename Simd<R>::vec;
     const int64_t strips = (p.D + Simd<R>::lanes - 1) / Simd<R>::lanes, chunks = (p.T + CHUNK - 1) / CHUNK;
+    const int64_t each = std::clamp<int64_t>(p.batch * strips / n_threads(), 1, ABREAST);
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < p.batch; b++)
-        for (int64_t strip = 0; strip < strips; strip++) {
-            const Strip<R, kind> s(p, b, strip);
-            std::vector<vec> rates(p.N), h(p.N);
-            for (int64_t n = 0; n < p.N; n++) {
-                h[n] = s.state(p.start, n);
-                if (kind != LINEAR) rates[n] = s.rate(n, 0);
-            }
-            const int64_t length = p.length(b);
-            for (int64_t t = 0; t < length; t++) {
-                if (bounds && t % CHUNK == 0)
-                    for (int64_t n = 0; n < p.N; n++)
-                        Simd<R>::store(bounds + ((b * chunks + t / CHUNK) * p.N + n) * p.D + s.d, h[n], s.n_lanes);
-                const vec dt = s.at(p.dt, t), u = dt * s.at(p.x, t);
-                const R *B = s.row(p.B, t), *C = s.row(p.C, t);
-                vec out = {};
-                for (int64_t n = 0; n < p.N; n++) {
-                    const vec a = s.decay(dt, kind == LINEAR ? s.rate(n, B[n]) : rates[n]);
-                    h[n] = a * h[n] + u * B[n];
-                    out += h[n] * C[n];
+        for (int64_t group = 0; group < strips; group += each) {
+            const int64_t length = p.length(b), end = std::min(strips, group + each);
+            for (int64_t c = 0; c * CHUNK < p.T; c++)
+                for (int64_t strip = group; strip < end; strip++) {
+                    const Strip<R, kind> s(p, b, strip);
+                    const int64_t first = std::min(length, c * CHUNK), last = std::min(length, (c + 1) * CHUNK);
+                    if (bounds && first < last) s.keep(states, bounds, c, chunks);
+                    s.forward(states, y, first, last);
+                    for (int64_t t = std::max(last, c * CHUNK); t < std::min(p.T, (c + 1) * CHUNK); t++) s.put(y, t, vec{});
                 }
-                s.put(y, t, out);
-            }
-            for (int64_t t = length; t < p.T; t++) s.put(y, t, vec{});
-            for (int64_t n = 0; n < p.N; n++) s.put_state(final, n, h[n]);
         }
 }
 
@@ -111,7 +158,7 @@ void backward(const Problem<R>& p, const R* bounds, const R* gy, const R* g_fina
                 for (int64_t n = 0; n < p.N; n++) {
                     g[n] = s.state(g_final, n);
                     gr[n] = vec{};
-                    if (kind != LINEAR) rates[n] = s.rate(n, 0);
+                    if (kind != LINEAR) rates[n] = s.rate(n);
                 }
                 for (int64_t t = length; t < p.T; t++) {
                     s.put(gx, t, vec{});
@@ -126,12 +173,12 @@ void backward(const Problem<R>& p, const R* bounds, const R* gy, const R* g_fina
                         const R* B = s.row(p.B, t);
                         vec *before = &h[(t - first) * p.N], *now = before + p.N, *decay = &a[(t - first) * p.N];
                         for (int64_t n = 0; n < p.N; n++) {
-                            decay[n] = s.decay(dt, kind == LINEAR ? s.rate(n, B[n]) : rates[n]);
+                            decay[n] = s.decay(dt, kind == LINEAR ? S::splat(-B[n] * B[n]) : rates[n] * R(LOG2E));
                             now[n] = decay[n] * before[n] + u * B[n];
                         }
                     }
                     for (int64_t t = last - 1; t >= first; t--) {
-                        const vec dt = s.at(p.dt, t), x = s.at(p.x, t), u = dt * x, gy_t = s.at(gy, t);
+                        const vec dt = s.at(p.dt, t), x = s.at(p.x, t), u = dt * x, gy_t = s.at({gy, p.D}, t);
                         const R *B = s.row(p.B, t), *C = s.row(p.C, t);
                         const vec *before = &h[(t - first) * p.N], *now = before + p.N, *decay = &a[(t - first) * p.N];
                         vec gu = {}, gd = {};
@@ -173,21 +220,24 @@ void backward(const Problem<R>& p, const R* bounds, const R* gy, const R* g_fina
     }
 
 #define KERNELS(R_, suffix)                                                                                           \
-    extern "C" void forward_##suffix(const R_* x, const R_* dt, const R_* A, const R_* B, const R_* C,                \
-                                     const R_* start, const int64_t* lengths, R_* y, R_* final, R_* bounds,           \
-                                     int64_t batch, int64_t T, int64_t D, int64_t N, int64_t kind) {                  \
+    extern "C" void forward_##suffix(const R_* x, const R_* dt, const R_* A, const R_* B, const R_* C, const R_* skip, \
+                                     const R_* gate, const int64_t* lengths, R_* states, R_* y, R_* bounds,           \
+                                     int64_t batch, int64_t T, int64_t D, int64_t N, int64_t kind, int64_t softplus,  \
+                                     int64_t x_apart, int64_t dt_apart, int64_t B_apart, int64_t C_apart,             \
+                                     int64_t gate_apart) {                                                            \
         using R = R_;                                                                                                 \
-        const Problem<R> p{x, dt, A, B, C, start, lengths, batch, T, D, N};                                           \
-        FOR_EACH_DECAY(forward, p, y, final, bounds)                                                                  \
+        const Problem<R> p{{x, x_apart}, {dt, dt_apart}, {B, B_apart}, {C, C_apart}, {gate, gate_apart},              \
+                           A, skip, lengths, batch, T, D, N, softplus != 0};                                          \
+        FOR_EACH_DECAY(forward, p, states, y, bounds)                                                                 \
     }                                                                                                                 \
     extern "C" void backward_##suffix(const R_* x, const R_* dt, const R_* A, const R_* B, const R_* C,               \
                                       const int64_t* lengths, const R_* bounds, const R_* gy, const R_* g_final,      \
                                       R_* gx, R_* gdt, R_* gA, R_* gB, R_* gC, R_* g_start, int64_t batch, int64_t T, \
                                       int64_t D, int64_t N, int64_t kind, int64_t parts) {                            \
         using R = R_;                                                                                                 \
-        const Problem<R> p{x, dt, A, B, C, nullptr, lengths, batch, T, D, N};                                         \
+        const Problem<R> p{{x, D}, {dt, D}, {B, N}, {C, N}, {}, A, nullptr, lengths, batch, T, D, N, false};          \
         FOR_EACH_DECAY(backward, p, bounds, gy, g_final, gx, gdt, gA, gB, gC, g_start, parts)                         \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

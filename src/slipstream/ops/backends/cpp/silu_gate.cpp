@@ -46,5 +46,5 @@ void backward(const R* x, const R* gate, const R* gy, R* gx, R* g_gate, int64_t 
         backward<R>(x, gate, gy, gx, g_gate, rows, width, x_step, gate_step);                                           \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

@@ -127,5 +127,5 @@ void backward(R* g_raw, const R* weights, const R* of_h, const R* of_c, const R*
         backward<R>(g_raw, weights, of_h, of_c, of_n, of_m, s, g, T, H, B, K);                                             \
     }
 
-KERNELS(float, f32)
-KERNELS(double, f64)
+FOR_f32(KERNELS(float, f32))
+FOR_f64(KERNELS(double, f64))

@@ -1,0 +1,1 @@
+"""Models of other people's formats, read into ours and written back."""

@@ -1,0 +1,1 @@
+"""One architecture of llama.cpp a file, found by walking this folder."""

@@ -1,0 +1,80 @@
+"""A model of ours as a GGUF file that llama.cpp runs, tokenizer included.
+
+Matrices are written in the dtype of the model (float32, float16 or bfloat16), norms, biases and what else has one axis in float32,
+as llama.cpp wants them. As with Hugging Face folders, what was said in settings is read back, and a model that came out different
+is not written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slipstream.core.errors import InputError
+from slipstream.interop.gguf.architecture import Architecture, There, all_architectures, architecture
+from slipstream.interop.gguf.container_out import write_gguf
+from slipstream.interop.gguf.read import config_of
+from slipstream.interop.gguf.vocabulary_out import their_vocabulary
+from slipstream.interop.hf.family import family
+from slipstream.interop.hf.fields import Fields
+from slipstream.interop.hf.read import parameter_names
+from slipstream.interop.hf.weights import bound
+from slipstream.interop.hf.write import differences, expressed
+from slipstream.models.language_model import LanguageModel
+
+FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
+
+
+def save_gguf(model: LanguageModel, path: Path, name: str | None = None) -> str:
+    """Write the file and return its architecture, the first that can say the model if none is asked for.
+
+    Raises InputError with what no architecture, or not this one, can say.
+    """
+    dtype = model.embedding.weight.dtype
+    if model.config.quantisation is not None:
+        raise InputError("a quantised model cannot be written as GGUF: export the one it was made from")
+    if dtype not in FILE_TYPES:
+        raise InputError(f"{dtype} cannot be written as GGUF; --dtype float32, float16 or bfloat16")
+    kind, table = _expressed(model, name)
+    tensors = _tensors(model, kind, table)
+    settings = {f"{kind.name}.{key}": value for key, value in kind.settings(table).items()}
+    _hold_to(model, kind, settings, tensors)
+    about = {"general.architecture": kind.name, "general.type": "model", "general.file_type": FILE_TYPES[dtype]}
+    vocabulary = their_vocabulary(model.tokenizer, model.conventions, model.config.vocab_size)
+    write_gguf(path, about | settings | vocabulary, tensors)
+    return kind.name
+
+
+def _expressed(model: LanguageModel, name: str | None) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that can say the model, and its config.json. Raises InputError with every one's reason."""
+    kinds = all_architectures().values() if name is None else [architecture(name)]
+    reasons = []
+    for kind in kinds:
+        try:
+            return kind, expressed(model, kind.model_type)[1]
+        except InputError as error:
+            reasons.append(f"{kind.name}: {str(error).partition(': ')[2].partition('. --format')[0]}")
+    raise InputError(f"no architecture of llama.cpp is this model ({'; '.join(reasons)})")
+
+
+def _tensors(model: LanguageModel, kind: Architecture, table: dict[str, Any]) -> dict[str, Tensor]:
+    """By llama.cpp's names, in its forms."""
+    own, tensors = model.state_dict(), dict[str, Tensor]()
+    for rule in bound(family(kind.model_type).rules(model), parameter_names(model), kind.name):
+        theirs = rule.write([own[n] for n in rule.ours])
+        for name, tensor in zip((kind.tensor(n) for n in rule.theirs), theirs):
+            change = kind.change(name, table)
+            wide = tensor.float() if tensor.ndim == 1 or kind.is_wide(name) else tensor
+            tensors[name] = wide if change is None else change.write(wide).contiguous()
+    return tensors | kind.extra(table)
+
+
+def _hold_to(model: LanguageModel, kind: Architecture, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raises InputError when the settings are those of another model."""
+    there = There({n: tuple(t.shape) for n, t in tensors.items()}, tensors.__getitem__)
+    fields = Fields(config_of(kind, settings, there, kind.name), kind.name)
+    if unlike := differences(model, family(kind.model_type).config(fields)):
+        raise InputError(f"{kind.name} in llama.cpp cannot say this model: {unlike[0]}")

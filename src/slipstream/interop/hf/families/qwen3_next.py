@@ -1,0 +1,126 @@
+"""Qwen3-Next (Qwen Team 2025): three layers of Gated DeltaNet to one of gated softmax attention, and many small experts.
+
+The extra layers that predict several tokens at once (mtp) are left unread, as in transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slipstream.core.errors import InputError
+from slipstream.interop.hf.decoder import (
+    GATED_MLP,
+    NORMS,
+    STEM,
+    gated_mlp,
+    model_config,
+    pattern,
+    sizes,
+    their_gated_mlp,
+    their_sizes,
+    values,
+)
+from slipstream.interop.hf.experts import (
+    EXPERT_NAMES,
+    expert_rules,
+    feedforwards,
+    mixture,
+    sparse_layers,
+    their_mixture,
+)
+from slipstream.interop.hf.family import Family
+from slipstream.interop.hf.fields import Fields, one_of_each
+from slipstream.interop.hf.gated_delta import (
+    by_head,
+    delta,
+    delta_rules,
+    gated_attention,
+    gated_attention_rules,
+    layer_kinds,
+    their_delta,
+    their_gated_attention,
+    their_layer_kinds,
+)
+from slipstream.interop.hf.state_space import layers_by_name
+from slipstream.interop.hf.weights import Rule, in_blocks, rename
+from slipstream.models.config import ModelConfig
+from slipstream.models.language_model import LanguageModel
+from slipstream.models.pattern import Part
+
+
+class Qwen3Next(Family):
+    model_types = ("qwen3_next",)
+    architecture = "Qwen3NextForCausalLM"
+
+    def config(self, hf: Fields) -> ModelConfig:
+        about = sizes(hf)
+        n, eps = about["n_layers"], about["norm_eps"]
+        mixers = {"linear_attention": delta(hf, eps), "full_attention": gated_attention(hf, eps)}
+        moe, mlp = self._mixture(hf, n), gated_mlp(hf)
+        blocks = zip(layer_kinds(hf, n), sparse_layers(hf, n))
+        return model_config(
+            pattern((mixers[kind], moe if sparse else mlp) for kind, sparse in blocks), about, norm="rms_plus_one"
+        )
+
+    @staticmethod
+    def _mixture(hf: Fields, n_layers: int) -> Part:
+        shared, width = hf.whole("shared_expert_intermediate_size", 512), hf.whole("moe_intermediate_size", 512)
+        if shared % width:
+            raise InputError(f"{hf.owner}: a shared expert of width {shared} is no whole number of experts of {width}")
+        settings = {
+            "normalised": hf.flag("norm_topk_prob", True),
+            "n_shared_experts": shared // width,
+            "shared_gate": True,
+        }
+        return mixture(hf, "num_experts", "moe_intermediate_size", n_layers, **settings)
+
+    def hf_config(self, model: LanguageModel) -> dict[str, Any]:
+        layers, (dense, sparse) = layers_by_name(model, "gated_deltanet", "attention"), feedforwards(model)
+        moe = their_mixture(sparse.values(), "num_experts", "moe_intermediate_size")
+        shared = one_of_each((values(m)["n_shared_experts"] for m in sparse.values()), "n_shared_experts")
+        return {
+            **their_sizes(model),
+            **their_delta(layers["gated_deltanet"].values()),
+            **their_gated_attention(layers["attention"].values()),
+            **(their_gated_mlp(dense.values()) if dense else {"intermediate_size": model.config.d_model}),
+            **moe,
+            "shared_expert_intermediate_size": max(1, shared) * moe["moe_intermediate_size"],
+            "norm_topk_prob": one_of_each((values(m)["normalised"] for m in sparse.values()), "normalised"),
+            "layer_types": their_layer_kinds(layers, "gated_deltanet"),
+            "mlp_only_layers": list(dense),
+            "decoder_sparse_step": 1,
+        }
+
+    def rules(self, model: LanguageModel) -> list[Rule]:
+        layers, (dense, sparse) = layers_by_name(model, "gated_deltanet", "attention"), feedforwards(model)
+        moe = [
+            *expert_rules(
+                "mlp.experts", "mixers.1.experts", values(next(iter(sparse.values())))["n_experts"], EXPERT_NAMES
+            ),
+            rename("mlp.gate", "mixers.1.router"),
+            rename("mlp.shared_expert", "mixers.1.shared_experts"),
+            rename("mlp.shared_expert_gate", "mixers.1.shared_gate"),
+        ]
+        return [
+            *STEM,
+            *in_blocks(NORMS, range(model.config.n_layers)),
+            *in_blocks(self._delta_rules(next(iter(layers["gated_deltanet"].values()))), layers["gated_deltanet"]),
+            *in_blocks(gated_attention_rules(next(iter(layers["attention"].values()))), layers["attention"]),
+            *in_blocks(GATED_MLP, dense),
+            *in_blocks(moe, sparse),
+        ]
+
+    @staticmethod
+    def _delta_rules(mixer: Any) -> list[Rule]:
+        """Everything of one key head stands together, the value heads that share it included."""
+        group = mixer.n_v_heads // mixer.n_heads
+        k, v = mixer.head_dim, group * mixer.v_head_dim
+        qkvz, ba = ([f"mixers.0.{n}_proj" for n in names] for names in ("qkvg", "ba"))
+        return [
+            by_head("linear_attn.in_proj_qkvz", qkvz, mixer.n_heads, (k, k, v, v)),
+            by_head("linear_attn.in_proj_ba", ba, mixer.n_heads, (group, group)),
+            *delta_rules(mixer),
+        ]
+
+    def surplus(self, name: str, config: ModelConfig) -> bool:
+        return name.startswith("mtp.") or super().surplus(name, config)

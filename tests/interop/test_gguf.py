@@ -1,0 +1,205 @@
+"""Models as GGUF files: written here and read by transformers' own reader and the package gguf, and read back."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import dequantize, quantize
+from transformers import AutoModelForCausalLM
+
+import slipstream as ss
+from slipstream.core.errors import InputError
+from slipstream.data.tokenizer import byte_tokenizer
+from slipstream.interop.config import ExportConfig
+from slipstream.interop.export import export
+from slipstream.interop.gguf.architecture import all_architectures
+from slipstream.interop.gguf.blocks import BY_NAME, READERS, dequantised
+from slipstream.interop.gguf.container import GGUF
+from slipstream.interop.gguf.write import save_gguf
+from slipstream.layers.quantised_linear import QuantisedLinear
+
+from .theirs import close, in_pieces, their_model, tokens
+
+GEMMA = {"num_hidden_layers": 7, "query_pre_attn_scalar": 8, "sliding_window": 6, "tie_word_embeddings": True}
+LLAMA31 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+THEIRS = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama 3.1": ("llama", {"rope_parameters": LLAMA31}),
+    "llama linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "gemma2": ("gemma2", GEMMA | {"num_hidden_layers": 4}),
+    "gemma3": ("gemma3_text", GEMMA),
+}
+THEIR_READER = ("llama", "llama tied", "qwen2", "qwen3", "gemma2", "gemma3")  # what transformers reads of GGUF and says whole
+
+
+def theirs_and_ours(case, folder):
+    model_type, fields = THEIRS[case]
+    theirs = their_model(model_type, **fields)
+    theirs.save_pretrained(folder / "theirs")
+    return theirs, ss.load(folder / "theirs")
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_a_model_comes_back_bit_by_bit(case, tmp_path):
+    theirs, ours = theirs_and_ours(case, tmp_path)
+    architecture = save_gguf(ours, tmp_path / "a.gguf")
+    back, x = ss.load(tmp_path / "a.gguf"), tokens(61)
+    assert back.config == ours.config.model_copy(update={"context": back.config.context})
+    with torch.no_grad():
+        assert torch.equal(back(x), ours(x))
+        close(back(x), theirs(input_ids=x, use_cache=False).logits)
+        close(in_pieces(back, x), ours(x))
+    for name, tensor in ours.state_dict().items():
+        if not (architecture.startswith("gemma") and tensor.ndim == 1):  # norms there are kept with one added
+            assert torch.equal(tensor, back.state_dict()[name]), name
+    assert save_gguf(back, tmp_path / "b.gguf") == architecture
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("case", THEIR_READER)
+def test_transformers_reads_the_same_model(case, tmp_path):
+    _, ours = theirs_and_ours(case, tmp_path)
+    ours.tokenizer = byte_tokenizer()
+    ours = with_room_for_bytes(ours)
+    save_gguf(ours, tmp_path / "a.gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", attn_implementation="eager").eval()
+    x = tokens(61)
+    with torch.no_grad():
+        close(theirs(input_ids=x, use_cache=False).logits, ours(x), 1e-5)
+
+
+def with_room_for_bytes(model):
+    """The same with 256 tokens, so that it can carry a tokenizer."""
+    wide = ss.models.language_model.LanguageModel(model.config.model_copy(update={"vocab_size": 256}), byte_tokenizer())
+    tensors = {n: padded(t, wide.state_dict()[n].shape) for n, t in model.state_dict().items()}
+    wide.load_state_dict(tensors)
+    return wide.eval()
+
+
+def padded(tensor, shape):
+    if tensor.shape == shape:
+        return tensor
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    rows[: len(tensor)] = tensor
+    return rows
+
+
+@pytest.mark.parametrize("name", all_architectures())
+def test_names_are_those_of_llama_cpp(name, tmp_path):
+    case = next(c for c, (model_type, _) in THEIRS.items() if model_type == all_architectures()[name].model_type)
+    _, ours = theirs_and_ours(case, tmp_path)
+    assert save_gguf(ours, tmp_path / "a.gguf", name) == name
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    of_arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
+    known = {gguf.TENSOR_NAMES[t].format(bid=b) for t in gguf.MODEL_TENSORS[of_arch] for b in range(7)}
+    assert {t.name.removesuffix(".weight").removesuffix(".bias") for t in reader.tensors} <= known
+    assert reader.fields["general.architecture"].contents() == name
+    keys = {v.format(arch=name) for part in vars(gguf.Keys).values() if hasattr(part, "__dict__") for v in vars(part).values() if isinstance(v, str)}
+    assert set(reader.fields) - {f for f in reader.fields if f.startswith("GGUF.")} <= keys | {"gemma3.rope.freq_base_swa"}
+    for stored in reader.tensors:
+        mine = GGUF(tmp_path / "a.gguf").raw(stored.name).numpy()
+        assert np.array_equal(stored.data.reshape(-1).view(np.uint8), mine.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_matrices_in_two_bytes(dtype, tmp_path):
+    _, ours = theirs_and_ours("llama", tmp_path)
+    settings = {"run": str(tmp_path / "theirs"), "format": "gguf", "out": tmp_path / "a.gguf", "dtype": dtype}
+    assert export(ExportConfig(**settings)) == "llama"
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == {"float16": "F16", "bfloat16": "BF16"}[dtype]
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    back, x = ss.load(tmp_path / "a.gguf", "float32"), tokens(61)
+    with torch.no_grad():
+        close(back(x), ours(x), 3e-2)
+    stored = ss.load(tmp_path / "a.gguf").embedding.weight
+    assert stored.dtype == {"float16": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    assert torch.equal(stored.float(), ours.embedding.weight.to(getattr(torch, dtype)).float())
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_blocks_are_the_numbers_of_the_package_gguf(name):
+    kind, draw = BY_NAME[name], np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (64, kind.bytes), dtype=np.uint8)
+    with np.errstate(invalid="ignore"):
+        want = dequantize(blocks, gguf.GGMLQuantizationType(kind.id)).reshape(64, -1)
+    np.testing.assert_array_equal(dequantised(kind, torch.from_numpy(blocks)).numpy(), want)
+
+
+def test_sizes_of_blocks():
+    for kind in BY_NAME.values():
+        assert gguf.constants.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind.id)] == (kind.weights, kind.bytes)
+
+
+def quantised_file(path, kind):
+    """A Llama whose matrices the package gguf has quantised, and what they stand for."""
+    model = ss.language_model("attention(n_heads=2, n_kv_heads=1)", n_layers=2, d_model=64, vocab_size=256, seed=1)
+    model.tokenizer = byte_tokenizer()
+    save_gguf(model, path.with_suffix(".plain"))
+    plain, of_type = gguf.GGUFReader(path.with_suffix(".plain")), gguf.GGMLQuantizationType[kind]
+    writer, weights = gguf.GGUFWriter(path, "llama"), {}
+    for name, field in plain.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for tensor in plain.tensors:
+        if len(tensor.shape) == 1:
+            writer.add_tensor(tensor.name, tensor.data)
+            continue
+        packed = quantize(tensor.data, of_type)
+        weights[tensor.name] = torch.from_numpy(dequantize(packed, of_type))
+        writer.add_tensor(tensor.name, packed, raw_dtype=of_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0"])
+def test_blocks_with_one_scale_are_used_as_they_are(kind, tmp_path, caplog):
+    weights = quantised_file(tmp_path / "q.gguf", kind)
+    packed, plain = ss.load(tmp_path / "q.gguf"), ss.load(tmp_path / "q.gguf", "float32")
+    assert packed.config.quantisation.to == "int8" and plain.config.quantisation is None and not caplog.messages
+    assert torch.equal(plain.embedding.weight, weights["token_embd.weight"])
+    matrices = {n: m for n, m in packed.named_modules() if isinstance(m, QuantisedLinear)}
+    assert len(matrices) == 2 * 7 + 1, "four of attention, three of the feed-forward, and the embedding's"
+    for name, matrix in matrices.items():
+        assert torch.equal(matrix.weight, plain.get_submodule(name.replace("embedding.matrix", "embedding")).weight)
+    with torch.no_grad():
+        close(packed(tokens(256)), plain(tokens(256)), 3e-2)
+    packed.save(tmp_path / "ours")
+    assert torch.equal(ss.load(tmp_path / "ours").head.proj.codes, packed.head.proj.codes)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1"])
+def test_other_blocks_are_rounded_and_it_is_said(kind, tmp_path, caplog):
+    quantised_file(tmp_path / "q.gguf", kind)
+    packed, plain = ss.load(tmp_path / "q.gguf"), ss.load(tmp_path / "q.gguf", "float32")
+    assert f"15 matrices of {kind}" in caplog.text
+    ours, theirs = packed.stack.blocks[0].mixers[1].up_proj.weight, plain.stack.blocks[0].mixers[1].up_proj.weight
+    assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_what_llama_cpp_cannot_say_is_refused(tmp_path):
+    model = ss.language_model("mlstm", n_layers=1, d_model=32)
+    with pytest.raises(InputError, match="no architecture of llama.cpp is this model"):
+        save_gguf(model, tmp_path / "a.gguf")
+    model = ss.language_model("attention(n_heads=2, rope_scaling=llama3:factor=8:low=2:high=4:original=100)", n_layers=1, d_model=32)
+    with pytest.raises(InputError, match="rope_scaling"):
+        save_gguf(model, tmp_path / "a.gguf", "llama")
+    with pytest.raises(InputError, match="no architecture of GGUF"):
+        save_gguf(model, tmp_path / "a.gguf", "lama")
+    assert not list(tmp_path.iterdir())
