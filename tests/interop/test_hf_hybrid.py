@@ -6,9 +6,15 @@ goes on from a cache wrongly.
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from .theirs import COMMON, hold_to, seeded, their_model
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import slipstream as ss
+
+from .theirs import COMMON, close, hold_to, seeded, their_model, tokens
 
 QWEN = {
     "linear_num_key_heads": 2,
@@ -42,6 +48,24 @@ def test_qwen3_5(case, tmp_path):
         k: v for k, v in (QWEN | QWEN3_NEXT[case]).items() if "expert" not in k and not k.startswith(("m", "norm"))
     }
     hold_to(their_model("qwen3_5_text", **fields), tmp_path)
+
+
+def test_qwen3_5_beside_a_network_for_images(tmp_path):
+    """As it is published: the text's settings and tensors one deeper, and tensors that are no part of it."""
+    sizes = {k: v for k, v in QWEN.items() if "expert" not in k and not k.startswith("m")}
+    model = their_model("qwen3_5_text", **sizes)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {n.replace("model.", "model.language_model.", 1): t for n, t in tensors.items()}
+    others = {"model.visual.patch_embed.proj.weight": torch.zeros(2), "mtp.norm.weight": torch.zeros(2)}
+    save_file(tensors | others, tmp_path / "model.safetensors", {"format": "pt"})
+    text = json.loads((tmp_path / "config.json").read_text())
+    text["rope_parameters"] |= {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
+    about = {"model_type": "qwen3_5", "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 60}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    x = tokens(61)
+    with torch.no_grad():
+        close(ss.load(tmp_path)(x), model(input_ids=x, use_cache=False).logits)
 
 
 GRIFFIN = {
@@ -200,3 +224,16 @@ def test_kimi_linear(case, tmp_path):
     model = seeded("kimi_linear", **fields)
     model.set_experts_implementation("eager")
     hold_to(model, tmp_path)
+
+
+OLMO_SIZES = {k: v for k, v in QWEN.items() if k.startswith("linear_")} | {"head_dim": 8}
+OLMO = {
+    "plain": {},
+    "unplaced": {"rope_parameters": {"rope_type": "default", "rope_theta": None}, "linear_allow_neg_eigval": False},
+    "kinds": {"layer_types": ["full_attention", "linear_attention"] * 2, "attention_bias": True},
+}
+
+
+@pytest.mark.parametrize("case", OLMO)
+def test_olmo_hybrid(case, tmp_path):
+    hold_to(their_model("olmo_hybrid", **OLMO_SIZES | OLMO[case]), tmp_path)

@@ -190,3 +190,15 @@ def test_a_name_that_is_no_folder_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=r"no folder nobody/nothing.*hub"):
         ss.load("nobody/nothing")
+
+
+def test_a_mistyped_folder_is_no_hub_name(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(folder.parent.parent)
+    with pytest.raises(InputError, match="did you mean llama"):
+        ss.load(f"{folder.parent.name}/lllama")
+
+
+def test_a_file_of_weights_stands_for_its_folder(folder):
+    assert torch.equal(ss.load(folder / "model.safetensors")(tokens(259)), ss.load(folder)(tokens(259)))
+    with pytest.raises(InputError, match="did you mean float32"):
+        ss.load(folder, "float3")

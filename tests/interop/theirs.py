@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import slipstream as ss
+from slipstream.interop.hf.family import family
 from slipstream.interop.hf.write import save_hf
 
 T, CUTS = 29, (9, 0, 13, 3)  # a sequence longer than every window; the rest of it token by token
@@ -65,7 +67,7 @@ def hold_to(model: torch.nn.Module, folder: Path) -> ss.LanguageModel:
         close(ours(x), want)
         close(in_pieces(ours, x), want)
     save_hf(ours, folder / "back", model.config.model_type)
-    same_tensors(folder / "theirs", folder / "back")
+    same_tensors(folder / "theirs", folder / "back", family(model.config.model_type).spelling)
     again = AutoModelForCausalLM.from_pretrained(folder / "back", attn_implementation="eager").eval()
     assert type(again) is type(model)
     with torch.no_grad():
@@ -91,9 +93,10 @@ def in_pieces(model: ss.LanguageModel, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits, 1)
 
 
-def same_tensors(theirs: Path, back: Path) -> None:
-    """Bit by bit, under the same names."""
+def same_tensors(theirs: Path, back: Path, spelling: Callable[[str], str] = str) -> None:
+    """Bit by bit, under the same names, as a family spells them."""
     one, two = (load_file(folder / "model.safetensors") for folder in (theirs, back))
+    one = {spelling(name): tensor for name, tensor in one.items()}
     assert sorted(one) == sorted(two)
     for name in one:
         assert one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]), name

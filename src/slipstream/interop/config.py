@@ -13,7 +13,9 @@ class ExportConfig(Config):
     """One call of `slipstream export`."""
 
     run: str = Field(description="the folder of a run or of another model, or a name on the Hugging Face hub")
-    format: str = Field("hf", description="what to write: hf for transformers' own classes, gguf for llama.cpp, slipstream for ours")
+    format: str = Field(
+        "hf", description="what to write: hf for transformers' own classes, gguf for llama.cpp, slipstream for ours"
+    )
     out: Path = Field(description="the folder to write; for gguf the file")
     family: str | None = Field(
         None, description="the model_type to write as (default: the first that can be this model)"

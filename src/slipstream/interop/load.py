@@ -1,5 +1,4 @@
-"""A model from wherever it is: what slipstream saved, a Hugging Face folder of a known family, a GGUF
-file, or a name on the hub."""
+"""A model from wherever it is: what slipstream saved, a Hugging Face folder of a known family, a GGUF file, or a hub name."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import torch
 
 from slipstream.core.errors import InputError
 from slipstream.core.files import read_table
+from slipstream.interop.dtypes import dtype_named
 from slipstream.models import checkpoint
 from slipstream.models.language_model import LanguageModel
 
@@ -20,22 +20,23 @@ WANTED = ["*.json", "*.safetensors", "*.jinja"]
 def load(path: str | Path, dtype: torch.dtype | str | None = None) -> LanguageModel:
     """The model in a folder (or beside a model.safetensors file), or in a .gguf file, with its tokenizer, ready to run.
 
-    "org/name" that is no folder here is a name on the Hugging Face hub. dtype: of the weights, such as "float32"; as they are
-    stored when None. Raises InputError when there is no model, when it is of an unknown kind, or when a file is damaged.
+    "org/name" is, where there is no folder org, a name on the Hugging Face hub. dtype: of the weights, such as "float32"; as
+    they are stored when None. Raises InputError when there is no model, when it is of an unknown kind, or when a file is damaged.
     """
     folder = Path(path)
-    if not folder.exists() and HUB_NAME.fullmatch(str(path)):
+    if not folder.exists() and not folder.parent.is_dir() and HUB_NAME.fullmatch(str(path)):
         folder = _from_hub(str(path))
     if folder.is_file() and (folder.suffix == ".gguf" or _begins_with(folder, b"GGUF")):
         from slipstream.interop.gguf.read import load_gguf
 
         return load_gguf(folder, dtype)
-    if folder.is_dir() and _is_foreign(folder / "config.json"):
+    home = folder.parent if folder.suffix == ".safetensors" else folder
+    if _is_foreign(home / "config.json"):
         from slipstream.interop.hf.read import load_hf
 
-        return load_hf(folder, dtype)
+        return load_hf(home, dtype)
     model = checkpoint.load(folder)
-    return model if dtype is None else model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return model if dtype is None else checkpoint.cast(model, dtype_named(dtype))
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:

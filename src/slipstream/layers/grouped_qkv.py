@@ -16,7 +16,7 @@ from slipstream.layers.linear import Linear
 from slipstream.layers.rope import partial_rope
 from slipstream.layers.rope_scaling import rope_scaling
 from slipstream.layers.short_conv import ShortConv
-from slipstream.layers.stream_norm import stream_norm
+from slipstream.layers.stream_norm import Norm, stream_norm
 
 QKNorm = Literal["plus_one", "whole"]  # per head with weights less one (Gemma 3); over all heads together (OLMo 2)
 
@@ -69,7 +69,7 @@ class GroupedQKV(nn.Module):
         self.convs = nn.ModuleDict({n: ShortConv(w, config.conv_size) for n, w in widths.items() if config.conv_size})
 
     def _norm(self, width: int) -> nn.Module:
-        kind = "rms_plus_one" if self.config.qk_norm == "plus_one" else "rms"
+        kind: Norm = "rms_plus_one" if self.config.qk_norm == "plus_one" else "rms"
         return stream_norm(kind, width if self.config.qk_norm == "whole" else self.head_dim, self.config.qk_norm_eps)
 
     def slots(self) -> dict[str, Slot]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedQKV
-from slipstream.ops.attention import write_cache
+from slipstream.ops.attention import window_attention, write_cache
 from slipstream.ops.valid import last_tokens, zero_padding
 
 Read = Callable[[Tensor, Tensor, Tensor], Float[Tensor, "B T H V"]]  # of q, and lines of k and v
@@ -32,6 +32,20 @@ def read_recent(
     o = read(q, k, v)
     k, v = (last_tokens(line, reach, lengths) for line in (k, v))
     return o, state.advance(x.shape[1] if lengths is None else lengths, k=k, v=v, **convs)
+
+
+def read_window(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T G K"],
+    v: Float[Tensor, "B T G K"],
+    state: State,
+    lengths: Int[Tensor, "B"] | None,
+    window: int,
+) -> tuple[Float[Tensor, "B T H K"], dict[str, Tensor]]:
+    """Softmax over the last `window` tokens, where q, k and v are at hand, and the slots k and v after them."""
+    recent = {n: torch.cat([state[n], zero_padding(t, lengths)], 1) for n, t in (("k", k), ("v", v))}
+    o = window_attention(q, recent["k"], recent["v"], state.length, window)
+    return o, {n: last_tokens(t, window - 1, lengths) for n, t in recent.items()}
 
 
 def read_all(

@@ -15,8 +15,12 @@ class Block(nn.Module):
     def __init__(self, mixers: list[Mixer], d_model: int, eps: float, wiring: Wiring) -> None:
         super().__init__()
 
+        place: str = wiring.norm_place
+        if place == "after_attention":
+            place = "after" if mixers[0].family == "attention" else "before"
+
         def norms(*places: str) -> nn.ModuleList:
-            there = wiring.norm_place in places
+            there = place in places
             return nn.ModuleList(stream_norm(wiring.norm, d_model, eps) if there else nn.Identity() for _ in mixers)
 
         self.norms = norms("before", "around")

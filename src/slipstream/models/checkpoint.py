@@ -49,9 +49,14 @@ def load(path: str | Path) -> LanguageModel:
     _refuse_unlike(config, tensors, weights)
     model = LanguageModel(config, read_tokenizer(folder / "tokenizer.json"), Conventions.read(folder))
     if (embedding := tensors.get("embedding.weight")) is not None:
-        model = model.to(embedding.dtype)
+        cast(model, embedding.dtype)
     model.load_state_dict(tensors, strict=False)
     return model.eval()
+
+
+def cast(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """The model with its real numbers in a dtype. Not nn.Module.to, which takes their imaginary part from complex ones."""
+    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def _read_config(folder: Path) -> ModelConfig:

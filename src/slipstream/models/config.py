@@ -20,9 +20,10 @@ class Wiring(Config):
     norm: Literal["rms", "rms_plus_one", "layer", "layer_no_bias"] = Field(
         "rms", description="of the residual stream: rms_plus_one keeps weights less one (Gemma), layer has a bias"
     )
-    norm_place: Literal["before", "after", "around"] = Field(
+    norm_place: Literal["before", "after", "around", "after_attention"] = Field(
         "before",
-        description="of every mixer: what it reads, what it says before that is added (OLMo 2), or both (Gemma 2)",
+        description="of every mixer: what it reads, what it says before that is added (OLMo 2), or both (Gemma 2); "
+        "after_attention: after in blocks that begin with attention, before in all others (OLMo Hybrid)",
     )
     embedding_scale: float = Field(1.0, gt=0, description="factor on the embeddings (Gemma: the root of d_model)")
     embedding_norm: bool = Field(False, description="a norm on the embeddings, of the same kind (RWKV, BLOOM)")

@@ -1,8 +1,9 @@
 """Which matrices of a model are kept in few bits, and putting them in its place.
 
 Every projection, the head, and the embedding, which shares the packed matrix of a head that is tied to it. What is left as it
-is: norms, convolutions, decay rates and all else that is no projection; routers, where a small error chooses another expert;
-and matrices with fewer than 32 outputs or inputs, which no step waits for.
+is: norms, convolutions, decay rates and all else that is no projection, so far also experts whose matrices are one tensor
+(layers/experts.py); routers, where a small error chooses another expert; and matrices with fewer than 32 outputs or inputs,
+which no step waits for.
 """
 
 from __future__ import annotations

@@ -75,7 +75,9 @@ def config_of(kind: Architecture, settings: dict[str, Any], there: There, owner:
     if settings.get("split.count", 1) not in (0, 1):
         raise InputError(f"{owner} is one of {settings['split.count']} parts: join them with llama-gguf-split --merge")
     before = f"{kind.name}."
-    said = Fields({n.removeprefix(before): v for n, v in settings.items() if n.startswith(before)}, f"{owner}: {kind.name}")
+    said = Fields(
+        {n.removeprefix(before): v for n, v in settings.items() if n.startswith(before)}, f"{owner}: {kind.name}"
+    )
     config = kind.config(said, there)
     said.finish()
     return config

@@ -50,7 +50,9 @@ def _tokens(tokenizer: Tokenizer, about: dict[str, Any], vocab_size: int) -> tup
 def _by_rank(about: dict[str, Any], merges: list[list[str]]) -> dict[str, Any]:
     """GPT-2's. A normalizer is left out, as llama.cpp's own conversions do with NFC."""
     if about["normalizer"] not in (None, {"type": "NFC"}) or about["pre_tokenizer"] is None:
-        raise InputError("the model's tokenizer changes the text as none of llama.cpp's does: train with bytes or bpe:N")
+        raise InputError(
+            "the model's tokenizer changes the text as none of llama.cpp's does: train with bytes or bpe:N"
+        )
     cut = name_of(about["pre_tokenizer"], bool(merges))
     return {"model": "gpt2", "pre": cut, "merges": [" ".join(merge) for merge in merges]}
 
@@ -62,7 +64,9 @@ def _by_score(about: dict[str, Any], tokens: list[str], merges: list[list[str]])
     spaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prefix = {"type": "Prepend", "prepend": SPACE}
     if steps not in ([spaced], [prefix, spaced]):
-        raise InputError("the model's tokenizer changes the text as none of llama.cpp's does: train with bytes or bpe:N")
+        raise InputError(
+            "the model's tokenizer changes the text as none of llama.cpp's does: train with bytes or bpe:N"
+        )
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)

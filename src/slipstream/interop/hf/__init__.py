@@ -9,8 +9,9 @@ Adding a family is one file in families/, found by walking the folder, and one t
 2. `config(hf: Fields) -> ModelConfig`: ours of theirs. Ask `hf` for every field that changes what is computed: `whole`, `number`,
    `flag`, `word`, `words` (one a layer), `wholes`, `table_of` (a table inside), each with theirs' default; `only(name, value)` for
    what is supported in one form alone; `ignore(names)` for what changes no logits in this family. Fields that nobody asked for
-   are refused by the reader, except those of fields.BENIGN. Shared readings are in decoder.py: `sizes`, `heads`, `rope`,
-   `gated_mlp`, `windows`; `part(name, settings...)` is a mixer with its settings (None is left out: our default), and
+   are refused by the reader, except those of fields.BENIGN. Shared readings are in decoder.py: `sizes`, `heads`, `rope` (give
+   `partial` where the family may turn a part of each head), `gated_mlp`, `windows`, and in experts.py `mixture`;
+   `part(name, settings...)` is a mixer with its settings (None is left out: our default), and
    `pattern([(mixer, feedforward), ...])` the shortest pattern of all blocks, listed one by one or one for all alike.
 3. `hf_config(model) -> dict`: theirs of ours, as well as it can be said, with the inverses `their_*` of decoder.py. No need to
    check that it is enough: write.py reads it back with `config` and refuses, in words, whatever came out different. Every
@@ -20,6 +21,7 @@ Adding a family is one file in families/, found by walking the folder, and one t
    of each with `rule.inside(f"model.layers.{i}", f"stack.blocks.{i}")`, or `in_blocks(rules, numbers)`. Ours are called
    `embedding`, `stack.blocks.I.norms.J`, `.mixers.J.*`, `.out_norms.J`, `stack.norm`, `head.proj`. Rules must undo each other
    bit by bit: no arithmetic on weights (a norm that adds one is another norm: ModelConfig.norm).
+5. `surplus(name, config)`, where files hold tensors that the model computes nothing with.
 
 What a family does between layers is a field of ModelConfig (norm, norm_place, embedding_scale, ...), what it does in a layer a
 setting of a mixer. What is in neither is refused: `hf.only`.

@@ -110,6 +110,11 @@ def gated_mlp(hf: Fields, activation: str = "hidden_act", default: str = "silu",
     return Part("swiglu", {"d_ff": hf.whole("intermediate_size")} | act_settings | settings)
 
 
+def mlp_bias(hf: Fields) -> dict[str, Any]:
+    """mlp_bias: on all projections of a feed-forward."""
+    return {"bias": True} if hf.flag("mlp_bias", False) else {}
+
+
 def their_gated_mlp(mixers: Iterable[Mixer], activation: str = "hidden_act") -> dict[str, Any]:
     """The inverse."""
     mixers = list(mixers)

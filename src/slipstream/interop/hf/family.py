@@ -46,6 +46,10 @@ class Family(ABC):
     def rules(self, model: LanguageModel) -> list[Rule]:
         """The table of tensors, for all blocks of this model (which may be without storage)."""
 
+    def spelling(self, name: str) -> str:
+        """What the rules call a tensor of a file: for families whose files have several names for one."""
+        return name
+
     def surplus(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor of theirs that no rule names may be left unread: the model computes nothing with it."""
         return name.endswith("rotary_emb.inv_freq")

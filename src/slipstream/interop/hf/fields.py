@@ -100,7 +100,9 @@ class Fields:
     def numbers(self, name: str, count: int, default: Any = NEEDED) -> list[float]:
         """So many numbers, which may be infinite (JSON has no word for it, transformers writes {"__float__": "Infinity"})."""
         value = self._get(name, default)
-        found = [INFINITE.get(v["__float__"]) if isinstance(v, dict) and "__float__" in v else v for v in value or []]
+        found: list[Any] = [
+            INFINITE.get(v["__float__"]) if isinstance(v, dict) and "__float__" in v else v for v in value or []
+        ]
         if len(found) != count or not all(isinstance(v, int | float) and v == v for v in found):
             raise self._wrong(name, value, f"a list of {count} numbers")
         return [float(v) for v in found]

@@ -97,7 +97,7 @@ def gated_attention_rules(mixer: Any) -> list[Rule]:
 
 
 def by_head(theirs: str, ours: Iterable[str], n_heads: int, sizes: Iterable[int]) -> Rule:
-    """One of theirs is several of ours, which take turns in it: the rows of one head of each, of these sizes, then the next head."""
+    """One of theirs is several of ours, which take turns in it: so many rows of each for one head, then for the next."""
     ours, sizes = tuple(ours), list(sizes)
 
     def read(tensors: Tensors) -> Tensors:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.core.errors import InputError, nearest
+from slipstream.core.errors import InputError
 from slipstream.core.files import read_table
+from slipstream.interop.dtypes import DTYPES, dtype_named
 from slipstream.interop.hf.family import Family, family
 from slipstream.interop.hf.fields import Fields
 from slipstream.interop.hf.stored import Checkpoint, opened
@@ -23,8 +24,6 @@ from slipstream.models.checkpoint import TIED, read_tokenizer
 from slipstream.models.config import ModelConfig
 from slipstream.models.conventions import Conventions
 from slipstream.models.language_model import LanguageModel
-
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def load_hf(folder: Path, dtype: torch.dtype | str | None = None) -> LanguageModel:
@@ -39,7 +38,7 @@ def load_hf(folder: Path, dtype: torch.dtype | str | None = None) -> LanguageMod
     fields.finish()
     with opened(folder) as checkpoint:
         model = without_storage(config, len(checkpoint.names()), fields.owner)
-        _fill(model, kind, checkpoint, _dtype(dtype, about), folder)
+        _fill(model, kind, checkpoint.respelt(kind.spelling), _dtype(dtype, about), folder)
     model.tokenizer = read_tokenizer(folder / "tokenizer.json")
     model.conventions = Conventions.read(folder)
     return model.eval()
@@ -59,11 +58,7 @@ def without_storage(config: ModelConfig, tensors: int | None = None, owner: str 
 def _dtype(asked: torch.dtype | str | None, about: dict[str, Any]) -> torch.dtype | None:
     if asked is None:
         return DTYPES.get(str(about.get("dtype") or about.get("torch_dtype")).removeprefix("torch."))
-    if isinstance(asked, str):
-        if asked not in DTYPES:
-            raise InputError(f"no dtype {asked!r}; {nearest(asked, DTYPES)}")
-        return DTYPES[asked]
-    return asked
+    return dtype_named(asked)
 
 
 def _fill(model: LanguageModel, kind: Family, there: Checkpoint, dtype: torch.dtype | None, folder: Path) -> None:

@@ -13,12 +13,13 @@ from slipstream.interop.hf.fields import Fields, one_of_each
 from slipstream.models.language_model import LanguageModel
 
 Names = dict[str, str]  # ours -> theirs
-RUN_AND_TRAINED = (
+RUN_AND_TRAINED_NAMES = (  # how transformers runs it, and how it was started
     """
     use_mambapy use_associative_scan use_mamba_kernels num_logits_to_keep residual_in_fp32 rescale_prenorm_residual time_step_scale
     time_step_min time_step_max time_step_init_scheme time_step_floor
     """
-).split()  # how transformers runs it, and how it was started
+)
+RUN_AND_TRAINED = RUN_AND_TRAINED_NAMES.split()
 
 MAMBA = {
     "expand": "expand",

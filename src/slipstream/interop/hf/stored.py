@@ -7,7 +7,7 @@ what is damaged or cut short is told. Checked here is what can be read; whether 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -36,14 +36,21 @@ class Stored(ABC):
 class Checkpoint:
     """All files of a checkpoint that are open."""
 
-    def __init__(self, files: dict[str, Stored]) -> None:
+    def __init__(self, files: dict[str, Stored], spelt: dict[str, str] | None = None) -> None:
+        """spelt: for each name that is asked for, the one in its file; the same for all when None."""
         self.files = files  # name of a tensor -> the file that has it
+        self.spelt = spelt or {name: name for name in files}
 
     def names(self) -> set[str]:
-        return set(self.files)
+        return set(self.spelt)
 
     def get(self, name: str) -> Tensor:
+        name = self.spelt[name]
         return self.files[name].get(name)
+
+    def respelt(self, spelling: Callable[[str], str]) -> Checkpoint:
+        """The same tensors under the names that this makes of theirs."""
+        return Checkpoint(self.files, {spelling(name): name for name in self.files})
 
 
 @contextmanager

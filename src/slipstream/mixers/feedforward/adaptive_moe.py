@@ -1,10 +1,10 @@
 r"""Adaptive mixture of experts: a token uses as many as it takes for the router to be sure, few where it is easy.
 
-    y = sum_i p_{e_i} E_{e_i}(x)        p = softmax(W_r x)        e_1 ... e_m = the fewest largest of p with a sum above top_p
+    y = sum_i p_{e_i} E_{e_i}(x)        p = softmax(W_r x)        e_1 ... e_m: the fewest largest of p that exceed P together
 
-Weights are the probabilities themselves, as in the authors' code. At most max_experts are used, which theirs does not say: a
-single step has static shapes, and what it costs at most is known. A router that is unsure of everything would use many: the
-entropy loss is the paper's against it, beside the one that balances the load. E_e = SwiGLU of width d_expert.
+P is top_p. Weights are the probabilities themselves, as in the authors' code. At most max_experts are used, which theirs does
+not say: a single step has static shapes, and what it costs at most is known. A router that is unsure of everything would use
+many: the entropy loss is the paper's against it, beside the one that balances the load. E_e = SwiGLU of width d_expert.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from slipstream.ops.route import router_logits
 class AdaptiveMoE(RoutedPerToken, name="adaptive_moe", family="feedforward"):
     paper = "Huang et al. 2024 (Harder Tasks Need More Experts), arXiv:2403.07652, sec. 3; layer as in ZhenweiAn/Dynamic_MoE"
     use_when = "tokens differ in difficulty, and easy ones should cost less than hard ones"
-    symbols = {"p": "top_p", "W_r": "router"}
+    symbols = {"P": "top_p", "W_r": "router"}
     oracle = "its own equation token by token; the choice against a sorted search, tests/ops/test_choose.py"
     cost_is_most = True
 

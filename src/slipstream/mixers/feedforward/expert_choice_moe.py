@@ -1,7 +1,7 @@
 r"""Expert choice: each expert picks the tokens it wants from the whole sequence, as many as every other expert.
 
-    I_e = the C tokens of largest s_te, s_t = softmax(W_r x_t)        C = ceil(top_k n / E) of n tokens, at most n
-    y_t = sum of s_te E_e(x_t) over the e that picked t, none of them perhaps        E_e = SwiGLU of width d_expert
+    I_e = the C tokens of largest s_te, s_t = softmax(W_r x_t)        C = ceil(k n / E) of n tokens
+    y_t = sum of s_te E_e(x_t) over the e that picked t, perhaps none        E_e: SwiGLU
 
 The load is even by construction, without a loss, and a token gets as much as experts want of it, top_k experts in the mean.
 Whether a token is picked depends on those after it: a language model trained so sees the future through the choice, and cannot
@@ -32,7 +32,7 @@ class ExpertChoiceMoE(Bidirectional, name="expert_choice_moe", family="feedforwa
     paper = "Zhou et al. 2022 (Mixture-of-Experts with Expert Choice Routing), arXiv:2202.09368, sec. 3.2"
     use_when = "whole sequences are at hand, as in encoders, and every expert should have the same load"
     train_order, decode_order = "T", "T"
-    symbols = {"E": "n_experts", "c": "top_k", "W_g": "router", "k": "C"}
+    symbols = {"E": "n_experts", "k": "top_k", "W_r": "router"}
     oracle = "its own equation expert by expert, tests/laws"
     limits = {"prefill": WHY, "step": WHY}
 

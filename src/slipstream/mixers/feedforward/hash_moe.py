@@ -1,6 +1,6 @@
 r"""Hash mixture of experts: which feed-forward a token uses is fixed before training, by the side of random planes it is on.
 
-    y = (1 / k) sum_{i<=k} E_{h_i}(x)        h_i = sum_j 2^j [r_ij . x > 0],  j < log2 E        E_e = SwiGLU of width d_expert
+    y = (1 / k) sum_{i<=k} E_{h_i}(x)        h_i = sum_j 2^j [r_ij . x > 0],  j < log2 E        E_e: SwiGLU
 
 Nothing is routed by what is learnt, so nothing can collapse and no loss is needed. Roller et al. hash the token itself: its
 number alone decides, in every layer and context alike. A feed-forward here sees activations and no numbers, so planes through

@@ -1,13 +1,13 @@
 r"""Mixture of experts (MoE): a router sends every token to the few feed-forwards that suit it.
 
-    y = scale sum_i w_i E_{e_i}(x) + shared(x)        e_1 ... e_k = the top_k largest of g(W_r x) + b
-    w = g(W_r x) at e, or that over its sum        g = softmax or sigmoid        E_e = SwiGLU of width d_expert
+    y = scale sum_i w_i E_{e_i}(x) + shared(x)        e_1 ... e_k: where g(W_r x) + b is largest
+    w = g(W_r x) at e, normalised or not        g = softmax or sigmoid        E: SwiGLU
 
-Settings make the mixtures of published models: Mixtral and MiniMax as it stands, OLMoE and Jamba without normalised weights,
-Qwen3-MoE and GraniteMoe with more, finer experts, Qwen2-MoE and Qwen3-Next with a shared one behind a sigmoid gate, DeepSeek-V2
-and V3 with choice within groups, gpt-oss with biases and clamped units. No capacity, nothing dropped. Experts without work are
-numbered after the others; a null one weighs nothing, and normalised weights leave it out. MoE++ also hands the router's scores
-on to the next layer, which is not here, nor are noise on the router and a network of its own for each token's position.
+Experts are of width d_expert. Settings make the mixtures of published models: Mixtral and MiniMax as it stands, OLMoE and Jamba
+without normalised weights, Qwen3-MoE and GraniteMoe with more, finer experts, Qwen2-MoE and Qwen3-Next with a shared one behind
+a sigmoid gate, DeepSeek-V2 and V3 with choice within groups, gpt-oss with biases and clamped units, LongCat-Flash with copies.
+No capacity, nothing dropped. Experts without work are numbered after the others; a null one weighs nothing, and normalised
+weights leave it out. MoE++ also hands the router's scores on to the next layer, which is not here, nor is noise on the router.
 Weights are named as in transformers' stacked experts: router, experts.gate_up_proj, experts.down_proj.
 """
 
@@ -35,7 +35,7 @@ class MoE(RoutedPerToken, name="moe", family="feedforward"):
     paper = "Fedus et al. 2021, arXiv:2101.03961; Dai et al. 2024 (DeepSeekMoE), arXiv:2401.06066; DeepSeek-V3, arXiv:2412.19437"
     use_when = "memory for many parameters is there, and each token should pay for few of them"
     symbols = {"E": "n_experts", "k": "top_k", "W_r": "router", "b": "selection_bias"}
-    oracle = "transformers' blocks of eleven models with copied weights, tests/oracles/test_moe.py"
+    oracle = "transformers' blocks of twelve models with copied weights, tests/oracles/test_moe.py"
 
     class Config(MixerConfig):
         n_experts: int = Field(8, ge=1)  # feed-forwards to choose from

@@ -1,14 +1,15 @@
 r"""Threshold mixture of experts (ReMoE): an expert is used where its score is above zero, by just as much; no choice is forced.
 
-    y = sum_e r_e E_e(x)        r = relu(W_r x)        E_e = SwiGLU of width d_expert; those with r_e = 0 are not computed
+    y = sum_e r_e E_e(x)        r = relu(W_r x)        E_e: SwiGLU; those with r_e = 0 are not computed
 
 The weight goes to zero where an expert is left, so the layer is continuous and its router fully differentiable, which no
 choice of the largest is. How many a token uses is learnt: in training an L1 loss on r, weighed by the load of each expert, has
 a coefficient that grows while more than top_k are used in the mean and falls while fewer are,
 
-    loss = lambda E / (top_k T) sum_e load_e mean r_e        lambda <- lambda rate^(+-1) after each step
+    loss = lambda E / (k T) sum_e n_e r_e        after each step lambda grows or falls by a factor
 
-The authors have one lambda for all layers, here each has its own. max_experts bounds a token's experts, which theirs does not.
+with n_e the tokens of T that used e, r_e in the mean over them all, and k top_k. The authors have one lambda for all layers,
+here each has its own. max_experts bounds a token's experts, which theirs does not. E_e is of width d_expert.
 """
 
 from __future__ import annotations

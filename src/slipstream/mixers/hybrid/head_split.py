@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from slipstream.core.config import heads
@@ -25,11 +25,11 @@ from slipstream.layers.decay_gate import NO_WEIGHT_DECAY, decay_rates, log_decay
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
 from slipstream.layers.linear import Linear
 from slipstream.layers.norm import RMSNorm
-from slipstream.ops.attention import attention_flops, window_attention
+from slipstream.layers.sparse_lines import read_window
+from slipstream.ops.attention import attention_flops
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.outer_scan import reference as outer_reference
-from slipstream.ops.valid import last_tokens, zero_padding
 
 
 class HeadSplit(Mixer, name="head_split", family="hybrid"):
@@ -47,7 +47,7 @@ class HeadSplit(Mixer, name="head_split", family="hybrid"):
     class Config(GroupedConfig):
         window: int = Field(256, ge=1)  # tokens that softmax heads see, the current one included
         n_linear: int | None = None  # heads that are linear, the last ones; default half of them
-        norm_eps: float = Field(1e-6, gt=0)  # added under the roots of the heads' norm
+        norm_eps: PositiveFloat = 1e-6  # added under the roots of the heads' norm
         chunk_size: int = 64  # tokens computed at once; changes speed, not results
 
     config: Config
@@ -88,9 +88,7 @@ class HeadSplit(Mixer, name="head_split", family="hybrid"):
         q, k, v, convs = self.qkv(x, state, lengths)
         (q, k, v), linear = self._split(q, k, v)
         o, S = far(*linear, self._log_decay(x))
-        recent = {n: torch.cat([state[n], zero_padding(t, lengths)], 1) for n, t in (("k", k), ("v", v))}
-        near = window_attention(q, recent["k"], recent["v"], state.length, self.config.window)
-        kept = {n: last_tokens(t, self.config.window - 1, lengths) for n, t in recent.items()}
+        near, kept = read_window(q, k, v, state, lengths, self.config.window)
         new = state.advance(x.shape[1] if lengths is None else lengths, S=S, **kept, **convs)
         return self._output(near, o), new
 
@@ -107,9 +105,10 @@ class HeadSplit(Mixer, name="head_split", family="hybrid"):
         return self.o_proj(self.o_norm(torch.cat([near, far.to(near.dtype)], 2)).flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        near, linear = self._split(*self.qkv.reference(x))
-        far, _ = outer_reference(*linear, self._log_decay(x), scale=self.qkv.head_dim**-0.5)
-        return self._output(softmax_reference(*near, window=self.config.window), far)
+        (q, k, v), (linear_q, linear_k, linear_v) = self._split(*self.qkv.reference(x))
+        near = softmax_reference(q, k, v, window=self.config.window)
+        far, _ = outer_reference(linear_q, linear_k, linear_v, self._log_decay(x), scale=self.qkv.head_dim**-0.5)
+        return self._output(near, far)
 
     def op_flops(self, T: int, B: int, mode: Mode) -> float:
         K, c = self.qkv.head_dim, self.config

@@ -24,12 +24,11 @@ from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedConfig, GroupedQKV
 from slipstream.layers.linear import Linear
 from slipstream.layers.rope import partial_rope
-from slipstream.layers.sparse_lines import recent_slots
-from slipstream.ops.attention import attention_flops, window_attention
+from slipstream.layers.sparse_lines import read_window, recent_slots
+from slipstream.ops.attention import attention_flops
 from slipstream.ops.attention import reference as softmax_reference
 from slipstream.ops.outer_scan import outer_flops, outer_scan, outer_step
 from slipstream.ops.outer_scan import reference as outer_reference
-from slipstream.ops.valid import last_tokens, zero_padding
 
 Far = Callable[..., tuple[Tensor, Tensor]]  # of phi(q), phi(k), v and log_decay: outputs and S
 
@@ -76,9 +75,7 @@ class LigerAttention(Mixer, name="liger_attention", family="hybrid"):
         q, k, v, convs = self.qkv(x, state, lengths)
         o, S = far(*self._lines(q, k, v))
         q, k = self._turned(q, k, state.length)
-        recent = {n: torch.cat([state[n], zero_padding(t, lengths)], 1) for n, t in (("k", k), ("v", v))}
-        near = window_attention(q, recent["k"], recent["v"], state.length, self.config.window)
-        kept = {n: last_tokens(t, self.config.window - 1, lengths) for n, t in recent.items()}
+        near, kept = read_window(q, k, v, state, lengths, self.config.window)
         new = state.advance(x.shape[1] if lengths is None else lengths, S=S, **kept, **convs)
         return self._average(near, o), new
 

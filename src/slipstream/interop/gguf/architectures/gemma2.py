@@ -35,7 +35,9 @@ class Gemma2(Architecture):
         return config | {
             "rope_parameters": rope(said),
             "sliding_window": said.whole("attention.sliding_window", 4096),
-            "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"],
+            "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"]
+            if largest
+            else config["head_dim"],
             **{name: said.number(name, cap) for name, cap in CAPS.items()},
         }
 

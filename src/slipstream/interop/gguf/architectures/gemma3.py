@@ -47,7 +47,9 @@ class Gemma3(Architecture):
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         positions, cap = config["rope_parameters"], config["final_logit_softcapping"]
-        said = their_decoder(config) | their_rope(positions.get("full_attention", {"rope_type": "default", "rope_theta": GLOBAL_BASE}))
+        said = their_decoder(config) | their_rope(
+            positions.get("full_attention", {"rope_type": "default", "rope_theta": GLOBAL_BASE})
+        )
         said["attention.sliding_window"] = config["sliding_window"]
         if "sliding_attention" in positions:
             said["rope.freq_base_swa"] = float(positions["sliding_attention"]["rope_theta"])

@@ -41,7 +41,9 @@ class Llama(Architecture):
         said.ignore("expert_used_count")
         config, positions = decoder(said, there), rope(said)
         if FACTORS in there.shapes:
-            positions = _of_factors(there.get(FACTORS).flatten(), positions["rope_theta"], config["head_dim"], said.owner)
+            positions = _of_factors(
+                there.get(FACTORS).flatten(), positions["rope_theta"], config["head_dim"], said.owner
+            )
         return config | {
             "rope_parameters": positions,
             "attention_bias": "blk.0.attn_q.bias" in there.shapes,

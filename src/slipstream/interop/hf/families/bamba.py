@@ -10,6 +10,7 @@ from slipstream.interop.hf.decoder import (
     biases,
     gated_mlp,
     heads,
+    mlp_bias,
     model_config,
     part,
     pattern,
@@ -53,7 +54,7 @@ class Bamba(Family):
         attention = part("attention", heads(hf), turned, biases(hf))
         layer = ssd(hf, BAMBA, n_heads=128, n_groups=1, d_state=256, conv_size=4)
         mamba = part("mamba2", layer, norm_eps=about["norm_eps"])
-        mlp = gated_mlp(hf, **({"bias": True} if hf.flag("mlp_bias", False) else {}))
+        mlp = gated_mlp(hf, **mlp_bias(hf))
         full = hf.wholes("attn_layer_indices", [])
         hf.ignore("mamba_chunk_size", "z_loss_coefficient", "attn_rotary_emb", *RUN_AND_TRAINED)
         return model_config(pattern((attention if i in full else mamba, mlp) for i in range(about["n_layers"])), about)

@@ -10,6 +10,7 @@ from slipstream.interop.hf.decoder import (
     attention_layers,
     gated_mlp,
     heads,
+    mlp_bias,
     model_config,
     part,
     pattern,
@@ -39,7 +40,11 @@ MULTIPLIERS = {
 }
 SSM_MULTIPLIERS = ["ssm_z", "ssm_x", "ssm_B", "ssm_C", "ssm_dt"]
 MLP_MULTIPLIERS = ["gate_scale", "out_scale"]
-SIZES = {"ssm_n_groups": ("mamba_n_groups", 1), "ssm_d_state": ("mamba_d_state", 256), "ssm_conv_size": ("mamba_d_conv", 4)}
+SIZES = {
+    "ssm_n_groups": ("mamba_n_groups", 1),
+    "ssm_d_state": ("mamba_d_state", 256),
+    "ssm_conv_size": ("mamba_d_conv", 4),
+}
 BLOCK = [
     rename("input_layernorm", "norms.0"),
     rename("pre_ff_layernorm", "norms.1"),
@@ -59,8 +64,8 @@ class FalconH1(Family):
         multipliers = {ours: float(hf.number(theirs, 1.0)) for ours, theirs in MULTIPLIERS.items()}
         parts = dict(zip(SSM_MULTIPLIERS, hf.numbers("ssm_multipliers", 5, [1.0] * 5)))
         mixer = part("falcon_h1", heads(hf), rope(hf), self._ssm(hf, about["norm_eps"]), multipliers, parts)
-        scales = dict(zip(MLP_MULTIPLIERS, hf.numbers("mlp_multipliers", 2, [1.0, 1.0])))
-        mlp = gated_mlp(hf, **({"bias": True} if hf.flag("mlp_bias", False) else {}), **scales)
+        scales: dict[str, Any] = dict(zip(MLP_MULTIPLIERS, hf.numbers("mlp_multipliers", 2, [1.0, 1.0])))
+        mlp = gated_mlp(hf, **mlp_bias(hf), **scales)
         for name in ("attention_bias", "mamba_proj_bias", "projectors_bias"):
             hf.only(name, False)
         hf.only("mamba_conv_bias", True)
@@ -77,9 +82,13 @@ class FalconH1(Family):
         by_expand = hf.whole("mamba_expand", 2) * hf.whole("hidden_size")
         inner, n_heads = hf.whole("mamba_d_ssm", by_expand), hf.whole("mamba_n_heads", 128)
         if n_heads * whole_or_auto(hf, "mamba_d_head", inner // n_heads) != inner:
-            raise InputError(f"{hf.owner}: mamba_n_heads {n_heads} of mamba_d_head are not mamba_d_ssm {inner} together")
+            raise InputError(
+                f"{hf.owner}: mamba_n_heads {n_heads} of mamba_d_head are not mamba_d_ssm {inner} together"
+            )
         if hf.numbers("time_step_limit", 2, [0.0, math.inf]) != [0.0, math.inf]:
-            raise InputError(f"{hf.owner} limits the step size (time_step_limit), which slipstream does not support here")
+            raise InputError(
+                f"{hf.owner} limits the step size (time_step_limit), which slipstream does not support here"
+            )
         before, normed = hf.flag("mamba_norm_before_gate", True), hf.flag("mamba_rms_norm", False)
         return {
             "ssm_d_inner": inner,

@@ -1,4 +1,4 @@
-"""Granite 4 (IBM 2025): mostly Mamba-2, softmax with or without positions, experts beside a feed-forward for all, four multipliers."""
+"""Granite 4 (IBM 2025): mostly Mamba-2, softmax with or without positions, experts beside a feed-forward for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jamba (Lieber et al. 2024, arXiv:2403.19887): mostly Mamba with norms, softmax without positions every so often, experts likewise."""
+"""Jamba (Lieber et al. 2024, arXiv:2403.19887): mostly Mamba with norms, every so often softmax without positions, or experts."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from slipstream.core.errors import InputError
@@ -45,9 +46,7 @@ class KimiLinear(Family):
         about = sizes(hf, eps=1e-5)
         about["context"] = hf.whole("model_max_length", about["context"])
         n, inner = about["n_layers"], hf.table_of("linear_attn_config")
-        kda = {
-            name: inner.whole(IN_A_TABLE[name], hf.whole(LINEAR[name], DEFAULTS[name])) for name in DEFAULTS
-        }
+        kda = {name: inner.whole(IN_A_TABLE[name], hf.whole(LINEAR[name], DEFAULTS[name])) for name in DEFAULTS}
         mixers = {"linear_attention": part("kda", kda, norm_eps=about["norm_eps"]), "full_attention": self._latent(hf)}
         kinds, sparse = self._kinds(hf, inner, n), self._sparse(hf, n)
         moe, mlp = self._mixture(hf, n), gated_mlp(hf)
@@ -141,6 +140,11 @@ class KimiLinear(Family):
             "topk_group": "top_groups",
         }
         return {theirs: one_of_each((values(m)[ours] for m in moes), ours) for theirs, ours in names.items()}
+
+    def spelling(self, name: str) -> str:
+        """Transformers writes dense feed-forwards among the mixtures, the authors do not."""
+        dense = re.fullmatch(r"(model\.layers\.\d+)\.block_sparse_moe\.(gate|up|down)_proj\.weight", name)
+        return f"{dense[1]}.mlp.{dense[2]}_proj.weight" if dense else name
 
     def rules(self, model: LanguageModel) -> list[Rule]:
         layers, (dense, sparse) = layers_by_name(model, "kda", "mla"), feedforwards(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from slipstream.interop.hf.decoder import (
+    first_mixers,
     heads,
     model_config,
     part,
@@ -88,7 +89,7 @@ class LFM2(Family):
             "conv_bias": one_of_each((values(m)["bias"] for m in convs), "bias"),
             "intermediate_size": their_gated_mlp(second_mixers(model))["intermediate_size"],
             "block_auto_adjust_ff_dim": False,
-            "layer_types": [theirs[block.mixers[0].name] for block in model.stack.blocks],
+            "layer_types": [theirs[mixer.name] for mixer in first_mixers(model)],
         }
 
     def rules(self, model: LanguageModel) -> list[Rule]:

@@ -10,6 +10,7 @@ from slipstream.interop.hf.decoder import (
     decoder_rules,
     gated_mlp,
     heads,
+    mlp_bias,
     model_config,
     part,
     pattern,
@@ -36,7 +37,7 @@ class Llama(Family):
 
     def config(self, hf: Fields) -> ModelConfig:
         attention = part("attention", heads(hf), rope(hf), biases(hf))
-        mlp = gated_mlp(hf, **({"bias": True} if hf.flag("mlp_bias", False) else {}))
+        mlp = gated_mlp(hf, **mlp_bias(hf))
         return model_config(pattern([(attention, mlp)]), sizes(hf))
 
     def hf_config(self, model: LanguageModel) -> dict[str, Any]:

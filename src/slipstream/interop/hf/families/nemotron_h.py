@@ -11,6 +11,7 @@ from slipstream.core.errors import InputError
 from slipstream.interop.hf.decoder import (
     ACTIVATIONS,
     THEIR_ACTIVATIONS,
+    first_mixers,
     heads,
     model_config,
     part,
@@ -30,7 +31,13 @@ from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 
 EPS = "layer_norm_epsilon"
-OURS = {"linear_attention": "mamba2", "mamba": "mamba2", "full_attention": "attention", "attention": "attention", "mlp": "mlp"}
+OURS = {
+    "linear_attention": "mamba2",
+    "mamba": "mamba2",
+    "full_attention": "attention",
+    "attention": "attention",
+    "mlp": "mlp",
+}
 LETTERS = {"M": "mamba2", "*": "attention", "-": "mlp"}
 THEIRS = {"mamba2": "linear_attention", "attention": "full_attention", "mlp": "mlp"}
 NAMES = MAMBA | {
@@ -55,8 +62,12 @@ class NemotronH(Family):
             "mamba2": self._mamba(hf, about["norm_eps"]),
             "mlp": self._mlp(hf),
         }
-        hf.ignore("rms_norm_eps", "attention_bias", "mamba_proj_bias", "mamba_ssm_cache_dtype", "chunk_size", *RUN_AND_TRAINED)
-        hf.ignore(*(name for name in hf.table if name.startswith(("moe_", "mtp_", "n_routed", "n_shared", "num_experts"))))
+        hf.ignore(
+            "rms_norm_eps", "attention_bias", "mamba_proj_bias", "mamba_ssm_cache_dtype", "chunk_size", *RUN_AND_TRAINED
+        )
+        hf.ignore(
+            *(name for name in hf.table if name.startswith(("moe_", "mtp_", "n_routed", "n_shared", "num_experts")))
+        )
         hf.ignore("routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob", "num_nextn_predict_layers")
         hf.ignore("num_query_groups", "attention_head_dim", "rope_theta", "partial_rotary_factor")
         return model_config(pattern((blocks[kind],) for kind in kinds), about)
@@ -69,7 +80,9 @@ class NemotronH(Family):
             if hf.has(name):
                 return [OURS[word] for word in hf.words(name, OURS, None)]
         if not letters or set(letters) - set(LETTERS):
-            raise InputError(f"{hf.owner}: hybrid_override_pattern {letters!r:.60} must be of the letters {' '.join(LETTERS)}")
+            raise InputError(
+                f"{hf.owner}: hybrid_override_pattern {letters!r:.60} must be of the letters {' '.join(LETTERS)}"
+            )
         return [LETTERS[letter] for letter in letters]
 
     @staticmethod
@@ -103,7 +116,7 @@ class NemotronH(Family):
             "intermediate_size": one_of_each((up.out_features for up in ups), "d_ff"),
             "mlp_hidden_act": THEIR_ACTIVATIONS[one_of_each((values(m)["activation"] for m in mlps), "activation")],
             "mlp_bias": one_of_each((values(m)["bias"] for m in mlps), "bias"),
-            "layers_block_type": [THEIRS[block.mixers[0].name] for block in model.stack.blocks],
+            "layers_block_type": [THEIRS[mixer.name] for mixer in first_mixers(model)],
         }
 
     def rules(self, model: LanguageModel) -> list[Rule]:

@@ -1,6 +1,7 @@
-"""Qwen3.5, the dense text models (Qwen Team 2026): as Qwen3-Next, without experts, and with projections that stand apart.
+"""Qwen3.5, dense, and its text alone (Qwen Team 2026): as Qwen3-Next, without experts, and with projections that stand apart.
 
-Rotary positions of text are the same along all three axes that images have, so that their interleaving changes nothing.
+Published files also have a network for images, and layers that predict several tokens at once: both are left unread. Rotary
+positions of text are the same along all three axes that images have, so that their interleaving changes nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +39,23 @@ from slipstream.models.language_model import LanguageModel
 
 
 class Qwen35(Family):
-    model_types = ("qwen3_5_text",)
+    model_types = ("qwen3_5_text", "qwen3_5")
     architecture = "Qwen3_5ForCausalLM"
 
     def config(self, hf: Fields) -> ModelConfig:
+        if not hf.has("text_config"):
+            return self._text(hf)
+        text = hf.table_of("text_config")
+        text.table.setdefault("tie_word_embeddings", hf.flag("tie_word_embeddings", False))
+        hf.ignore(*(name for name in hf.table if name.startswith(("vision_", "image_", "video_", "language_model_"))))
+        config = self._text(text)
+        text.finish()
+        return config
+
+    @staticmethod
+    def _text(hf: Fields) -> ModelConfig:
+        hf.only("attn_output_gate", True)
+        hf.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
         about = sizes(hf)
         n, eps = about["n_layers"], about["norm_eps"]
         mixers = {"linear_attention": delta(hf, eps), "full_attention": gated_attention(hf, eps)}
@@ -76,6 +90,10 @@ class Qwen35(Family):
             *(rename(f"linear_attn.in_proj_{n}", f"mixers.0.{n}_proj") for n in "ab"),
             *delta_rules(mixer),
         ]
+
+    def spelling(self, name: str) -> str:
+        """Beside a network for images, the text's stands one deeper."""
+        return name.replace("model.language_model.", "model.", 1)
 
     def surplus(self, name: str, config: ModelConfig) -> bool:
         return name.startswith(("mtp.", "model.visual.")) or super().surplus(name, config)

@@ -54,6 +54,7 @@ class Qwen3Next(Family):
 
     def config(self, hf: Fields) -> ModelConfig:
         about = sizes(hf)
+        hf.only("use_sliding_window", False)
         n, eps = about["n_layers"], about["norm_eps"]
         mixers = {"linear_attention": delta(hf, eps), "full_attention": gated_attention(hf, eps)}
         moe, mlp = self._mixture(hf, n), gated_mlp(hf)

@@ -8,6 +8,7 @@ import torch
 
 from slipstream.interop.hf.decoder import (
     biases,
+    first_mixers,
     gated_mlp,
     heads,
     model_config,
@@ -91,7 +92,7 @@ class RecurrentGemma(Family):
             "lru_width": one_of_each((values(m)["d_inner"] or model.config.d_model for m in recurrent), "d_inner"),
             "conv1d_width": one_of_each((values(m)["conv_size"] for m in recurrent), "conv_size"),
             "logits_soft_cap": model.config.logit_cap,
-            "block_types": [theirs[block.mixers[0].name] for block in model.stack.blocks],
+            "block_types": [theirs[mixer.name] for mixer in first_mixers(model)],
         }
 
     def rules(self, model: LanguageModel) -> list[Rule]:
