@@ -18,14 +18,34 @@ from slipstream.interop.gguf.write import save_gguf
 from slipstream.models.conventions import Conventions
 
 TEXT = "the cat sat on the mat, and the hat of the cat was on the mat; 12345 times that is 3.5 that's it\n\n\tthen they sat. "
-PLANES = "".join(chr(plane << 16 | place) for plane in range(17) for place in (0x41, 0xE9, 0x4E2D, 0xF60D, 0xFFFD) if plane or place)
+PLANES = "".join(
+    chr(plane << 16 | place) for plane in range(17) for place in (0x41, 0xE9, 0x4E2D, 0xF60D, 0xFFFD) if plane or place
+)
 EDGES = ["", " ", "  a", "a  ", "\n\n\n", "it's 12345", "naïve 中文 😀👩‍👩‍👧 \u200d", "\x00\x01", "ÿþ", PLANES]
 
 
 def scored(**more):
     """SentencePiece's form: special tokens, bytes, letters, and the joins that a text suggests, the most frequent first."""
     letters = sorted(set(TEXT.replace(" ", "▁").replace("\n", "").replace("\t", "")))
-    joins = ["th", "▁the", "at", "▁c", "▁cat", "he", "▁t", "▁th", "sat", "▁sat", "▁m", "▁mat", "an", "▁an", "▁and", "▁▁", "▁s"]
+    joins = [
+        "th",
+        "▁the",
+        "at",
+        "▁c",
+        "▁cat",
+        "he",
+        "▁t",
+        "▁th",
+        "sat",
+        "▁sat",
+        "▁m",
+        "▁mat",
+        "an",
+        "▁an",
+        "▁and",
+        "▁▁",
+        "▁s",
+    ]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *joins, *letters, "<turn>", "<div>"]
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(joins) + len(letters)), CONTROL, USER_DEFINED]
     scores = [0.0] * 259 + [-float(i) for i in range(len(joins))] + [-1000.0] * (len(letters) + 2)
@@ -58,7 +78,9 @@ def test_every_plane_comes_back_from_scores(text, prefix):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-@pytest.mark.parametrize("cut", ["gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "deepseek-v3", "default", "falcon"])
+@pytest.mark.parametrize(
+    "cut", ["gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "deepseek-v3", "default", "falcon"]
+)
 def test_every_plane_comes_back_from_ranks(cut):
     tokenizer = trained(cut)
     again = read_back(tokenizer, Conventions())
@@ -73,13 +95,17 @@ def trained(cut):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = splitter(cut), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
     return tokenizer
 
 
 def as_read(settings):
     """Lists of numbers as the reader gives them."""
-    return {n: np.array(v) if isinstance(v, list) and v and not isinstance(v[0], str) else v for n, v in settings.items()}
+    return {
+        n: np.array(v) if isinstance(v, list) and v and not isinstance(v[0], str) else v for n, v in settings.items()
+    }
 
 
 def read_back(tokenizer, conventions, room=0):
@@ -95,7 +121,12 @@ def test_gpt2_cuts_are_those_of_the_tokenizers_package():
 
 def test_all_cuts_can_be_built():
     for name in BY_NAME:
-        assert "".join(piece for piece, _ in splitter(name).pre_tokenize_str("a b1 2345\n")).replace("Ġ", " ").replace("Ċ", "\n") == "a b1 2345\n"
+        assert (
+            "".join(piece for piece, _ in splitter(name).pre_tokenize_str("a b1 2345\n"))
+            .replace("Ġ", " ")
+            .replace("Ċ", "\n")
+            == "a b1 2345\n"
+        )
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, lambda: train_bpe(TEXT.encode() * 20, 320)], ids=["bytes", "bpe"])
@@ -120,7 +151,9 @@ def test_special_tokens_and_conversations_go_and_come_back():
         ids = tokenizer.encode(text).ids
         assert ids[0] == 1 and second.tokenizer().encode(text).ids == ids
     turn = tokenizer.token_to_id("<turn>")
-    assert turn in tokenizer.encode("the<turn>cat").ids and tokenizer.token_to_id("<div>") in tokenizer.encode("<div>").ids
+    assert (
+        turn in tokenizer.encode("the<turn>cat").ids and tokenizer.token_to_id("<div>") in tokenizer.encode("<div>").ids
+    )
 
 
 def test_the_end_of_an_answer_is_known_by_its_text():
@@ -153,7 +186,9 @@ def test_a_text_ends_where_the_file_says(tmp_path):
 )
 def test_damaged_vocabularies_are_refused(change, said):
     with pytest.raises(InputError, match=said):
-        Vocabulary(scored(**change) | ({} if "tokens" not in change else {"tokenizer.ggml.token_type": None}), "x").tokenizer()
+        Vocabulary(
+            scored(**change) | ({} if "tokens" not in change else {"tokenizer.ggml.token_type": None}), "x"
+        ).tokenizer()
 
 
 def test_other_kinds_run_on_token_ids():

@@ -11,10 +11,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import slipstream as ss
+from slipstream.core.errors import InputError
+from slipstream.interop.hf.write import save_hf
 
-from .theirs import COMMON, close, hold_to, seeded, their_model, tokens
+from .theirs import COMMON, close, hold_to, in_pieces, seeded, their_model, tokens
 
 QWEN = {
     "linear_num_key_heads": 2,
@@ -226,7 +229,7 @@ def test_kimi_linear(case, tmp_path):
     hold_to(model, tmp_path)
 
 
-OLMO_SIZES = {k: v for k, v in QWEN.items() if k.startswith("linear_")} | {"head_dim": 8}
+OLMO_SIZES = {k: v for k, v in QWEN.items() if k.startswith("linear_")} | {"head_dim": 8, "linear_value_head_dim": 3}
 OLMO = {
     "plain": {},
     "unplaced": {"rope_parameters": {"rope_type": "default", "rope_theta": None}, "linear_allow_neg_eigval": False},
@@ -237,3 +240,44 @@ OLMO = {
 @pytest.mark.parametrize("case", OLMO)
 def test_olmo_hybrid(case, tmp_path):
     hold_to(their_model("olmo_hybrid", **OLMO_SIZES | OLMO[case]), tmp_path)
+
+
+def test_olmo_hybrid_with_wide_values(tmp_path):
+    """Transformers cuts the convolution of q, k and v into equal parts when it writes, and joins whatever it reads."""
+    model, x = their_model("olmo_hybrid", **OLMO_SIZES | {"linear_value_head_dim": 10}), tokens(61)
+    model.save_pretrained(tmp_path / "theirs")
+    ours = ss.load(tmp_path / "theirs")
+    save_hf(ours, tmp_path / "back", "olmo_hybrid")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
+    with torch.no_grad():
+        want = model(input_ids=x, use_cache=False).logits
+        close(ours(x), want)
+        close(in_pieces(ours, x), want)
+        close(ss.load(tmp_path / "back")(x), want)
+        close(again(input_ids=x, use_cache=False).logits, want, 1e-6)
+
+
+FACTORS = {
+    f"{kind}_{factor}_factor": x
+    for kind in ("full_attn", "linear_attn", "mlp")
+    for factor, x in (("alpha", 3.5), ("beta", 0.8))
+}
+MINIMAX = {
+    "plain": {"num_local_experts": 5},
+    "factors": {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "head_dim": 12, **FACTORS},
+}
+
+
+@pytest.mark.parametrize("case", MINIMAX)
+def test_minimax(case, tmp_path):
+    """Lightning attention's tables of decays are in transformers' files and not in ours: they follow from the settings."""
+    model = their_model("minimax", block_size=8, **MINIMAX[case])
+    model.set_experts_implementation("eager")
+    hold_to(model, tmp_path)
+
+
+def test_minimax_with_factors_of_their_own_is_refused(tmp_path):
+    model = their_model("minimax", full_attn_alpha_factor=2.0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="several alpha_factors"):
+        ss.load(tmp_path)

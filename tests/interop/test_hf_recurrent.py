@@ -6,9 +6,17 @@ and Falcon Mamba a wrong one (prefill after prefill forgets the state). Ours is 
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from .theirs import hold_to, seeded
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import slipstream as ss
+from slipstream.core.errors import InputError
+from slipstream.interop.hf.write import save_hf
+
+from .theirs import change, close, hold_to, in_pieces, seeded, tokens
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "initializer_range": 0.15}
 IDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
@@ -65,3 +73,59 @@ XLSTM = {
 @pytest.mark.parametrize("case", XLSTM)
 def test_xlstm(case, tmp_path):
     hold_to(seeded("xlstm", **SIZES, **IDS, num_heads=2, **XLSTM[case]), tmp_path)
+
+
+@pytest.mark.parametrize("limit", [[0.0, math.inf], [0.0, {"__float__": "Infinity"}]])
+def test_no_upper_limit_is_written_in_two_ways(limit, tmp_path):
+    seeded("mamba2", **SIZES, **IDS, **HEADS, n_groups=1).save_pretrained(tmp_path)
+    change(tmp_path, time_step_limit=limit)
+    assert ss.load(tmp_path).stack.mixers()[0].config.dt_max is None
+
+
+@pytest.mark.parametrize("limit", [[0.0], [0.0, "much"], [0.0, {"__float__": "NaN"}], 3, [True, False]])
+def test_limits_that_are_none_are_refused(limit, tmp_path):
+    seeded("mamba2", **SIZES, **IDS, **HEADS, n_groups=1).save_pretrained(tmp_path)
+    change(tmp_path, time_step_limit=limit)
+    with pytest.raises(InputError, match="time_step_limit"):
+        ss.load(tmp_path)
+
+
+def test_weights_that_a_family_has_none_of_cannot_be_written(tmp_path):
+    seeded("falcon_mamba", **SIZES, **IDS, state_size=5).save_pretrained(tmp_path / "theirs")
+    ours = ss.load(tmp_path / "theirs")
+    torch.nn.init.constant_(ours.stack.mixers()[1].b_layernorm.weight, 1.5)
+    with pytest.raises(InputError, match="b_layernorm"):
+        save_hf(ours, tmp_path / "back", "falcon_mamba")
+
+
+OURS = {
+    "mamba": ("mamba/none", {}),
+    "mamba2": ("mamba2(n_heads=4)/none", {"norm_eps": 1e-5, "tie_embeddings": False}),
+    "rwkv": ("rwkv4/rwkv_channel_mix", {"norm": "layer", "norm_eps": 1e-5, "embedding_norm": True}),
+    "xlstm": (
+        "mlstm(conv_size=0, expand_k=0.5, n_heads=2)/swiglu",
+        {"logit_cap": 30.0, "tie_embeddings": False},
+    ),
+    "lfm2": ("2*lfm2_conv, attention(qk_norm=true, n_heads=4)", {}),
+    "jamba": (
+        "mamba(norms=true), attention(rope_base=none, n_heads=2), mamba(norms=true)/moe(normalised=false)",
+        {},
+    ),
+    "falcon_h1": ("falcon_h1(n_heads=4, ssm_heads=2)", {}),
+    "nemotron_h": ("mamba2(n_heads=4, norm_eps=1e-6)/none, mlp/none, attention(rope_base=none, n_heads=2)/none", {}),
+}
+
+
+@pytest.mark.parametrize("family", OURS)
+def test_what_slipstream_made_runs_in_transformers(family, tmp_path):
+    pattern, settings = OURS[family]
+    model = ss.language_model(pattern, n_layers=3, d_model=32, vocab_size=61, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.embedding.parameters():
+            parameter.mul_(20)
+    assert save_hf(model, tmp_path) == family
+    theirs, x = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval(), tokens(61)
+    with torch.no_grad():
+        want = theirs(input_ids=x, use_cache=False).logits
+        close(model(x), want)
+        close(in_pieces(ss.load(tmp_path), x), want)

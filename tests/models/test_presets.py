@@ -81,7 +81,9 @@ def test_presets_are_models_at_a_small_size(name):
         torch.testing.assert_close(logits, model(tokens)[:, -1:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["jamba", "samba", "hymba", "qwen3_next", "llama", "deepseek_v3", "granite_hybrid", "kimi_linear", "lfm2"])
+@pytest.mark.parametrize(
+    "name", ["jamba", "samba", "hymba", "qwen3_next", "llama", "deepseek_v3", "granite_hybrid", "kimi_linear", "lfm2"]
+)
 def test_presets_are_compared_at_equal_parameters(name):
     config = sized(name, 3_000_000, 256, None, None)
     assert n_parameters(config) == pytest.approx(3_000_000, rel=0.02)

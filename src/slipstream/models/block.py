@@ -23,6 +23,6 @@ class Block(nn.Module):
             there = place in places
             return nn.ModuleList(stream_norm(wiring.norm, d_model, eps) if there else nn.Identity() for _ in mixers)
 
-        self.norms = norms("before", "around")
+        self.norms = norms("before", "around", "stream")
         self.mixers = nn.ModuleList(mixers)
         self.out_norms = norms("after", "around")

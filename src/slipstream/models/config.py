@@ -20,10 +20,14 @@ class Wiring(Config):
     norm: Literal["rms", "rms_plus_one", "layer", "layer_no_bias"] = Field(
         "rms", description="of the residual stream: rms_plus_one keeps weights less one (Gemma), layer has a bias"
     )
-    norm_place: Literal["before", "after", "around", "after_attention"] = Field(
+    norm_place: Literal["before", "after", "around", "after_attention", "stream"] = Field(
         "before",
         description="of every mixer: what it reads, what it says before that is added (OLMo 2), or both (Gemma 2); "
-        "after_attention: after in blocks that begin with attention, before in all others (OLMo Hybrid)",
+        "after_attention: after in blocks that begin with attention, before in all others (OLMo Hybrid); "
+        "stream: what it reads, which then is the stream that it adds to (MiniMax-01)",
+    )
+    carry_scale: float = Field(
+        1.0, gt=0, description="with norm_place stream, factor on the normed stream to which a mixer adds (MiniMax-01)"
     )
     embedding_scale: float = Field(1.0, gt=0, description="factor on the embeddings (Gemma: the root of d_model)")
     embedding_norm: bool = Field(False, description="a norm on the embeddings, of the same kind (RWKV, BLOOM)")

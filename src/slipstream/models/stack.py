@@ -71,6 +71,7 @@ class Stack(nn.Module):
         )
         self.norm = stream_norm(wiring.norm, d_model, eps)
         self.scale = wiring.residual_scale
+        self.carry = wiring.carry_scale if wiring.norm_place == "stream" else None
         self.n_streams = 2 if wiring.reversible else 1
         self.lenders = lenders(specs)
         self.sharing = {*self.lenders, *self.lenders.values()}
@@ -79,6 +80,8 @@ class Stack(nn.Module):
                 "reversible layers are made again from what comes after them, keys and values of an earlier layer are "
                 "not: choose reversible or share_kv (own_kv=false)"
             )
+        if wiring.reversible and self.carry is not None:
+            raise InputError("reversible layers add to a stream as it is: choose reversible or norm_place stream")
         if wiring.skip_every and self.lenders:
             raise InputError("tokens that go round a layer leave it no keys and values: choose skip_every or share_kv")
         self._scale_residual_outputs()
@@ -152,8 +155,17 @@ class Stack(nn.Module):
         """Every mixer in turn reads the last stream and writes to the first, which becomes the last."""
         streams = (h,) * self.n_streams
         for place in self.places():
-            streams = (*streams[1:], streams[0] + self._says(place, streams[-1], call))
+            streams = (*streams[1:], self._written(place, streams, call))
         return self._out(streams)
+
+    def _written(
+        self, place: Place, streams: tuple[Tensor, ...], call: Callable[[str, Mixer, Tensor], Tensor]
+    ) -> Float[Tensor, "B T D"]:
+        """The stream that a mixer writes to: as it was, or where norms are of the stream itself, a factor times the normed one."""
+        if self.carry is None:
+            return streams[0] + self._says(place, streams[-1], call)
+        h = place.norm(streams[-1])
+        return h * self.carry + call(place.at, place.mixer, h) * self.scale
 
     def _says(self, place: Place, h: Tensor, call: Callable[[str, Mixer, Tensor], Tensor]) -> Tensor:
         """What a mixer that reads h adds to the residual stream."""

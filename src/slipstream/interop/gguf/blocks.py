@@ -192,5 +192,11 @@ def _q3_k(blocks: Blocks) -> Weights:
 
 READERS: dict[str, Callable[[Blocks], Weights]] = {
     **{name: _scaled(codes) for name, codes in WHOLE.items()},
-    **{"Q4_1": _q4_1, "Q5_1": _q5_1, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "Q2_K": _q2_k, "Q3_K": _q3_k},
+    "Q4_1": _q4_1,
+    "Q5_1": _q5_1,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
 }

@@ -50,7 +50,7 @@ SPLITS = {
 }
 BY_NAME = {name: expressions for names, expressions in SPLITS.items() for name in names.split()}
 TOKENS_ARE_WORDS = frozenset(
-    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 tekken".split()
+    ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
 )  # never merged in
 
 

@@ -24,7 +24,18 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.
 LONGEST = 4096  # characters of a token: what is longer is no word but an attack
 SPACE = "▁"  # SentencePiece's letter for a space
 ENDS = frozenset(  # of an answer, whatever the file calls its end: as llama.cpp has them
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> <|return|> <|call|>".split()
+    [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "<EOT>",
+        "<|return|>",
+        "<|call|>",
+    ]
 )
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unk": 0}}

@@ -39,7 +39,7 @@ def _tokens(tokenizer: Tokenizer, about: dict[str, Any], vocab_size: int) -> tup
     texts = {i: text for text, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     if texts and max(texts) >= vocab_size:
         raise InputError(f"the tokenizer has a token {max(texts)}, but the model only {vocab_size}")
-    types = {i: NORMAL for i in texts}
+    types = dict.fromkeys(texts, NORMAL)
     types |= {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in about["added_tokens"]}
     if (unknown := texts and about["model"].get("unk_token")) and types[tokenizer.token_to_id(unknown)] == NORMAL:
         types[tokenizer.token_to_id(unknown)] = UNKNOWN

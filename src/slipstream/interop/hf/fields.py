@@ -103,7 +103,7 @@ class Fields:
         found: list[Any] = [
             INFINITE.get(v["__float__"]) if isinstance(v, dict) and "__float__" in v else v for v in value or []
         ]
-        if len(found) != count or not all(isinstance(v, int | float) and v == v for v in found):
+        if len(found) != count or not all(type(v) in (int, float) and v == v for v in found):
             raise self._wrong(name, value, f"a list of {count} numbers")
         return [float(v) for v in found]
 

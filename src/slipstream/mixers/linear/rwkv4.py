@@ -23,10 +23,8 @@ from slipstream.core.mixer import Mixer
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
 from slipstream.layers.token_shift import after, blend, ramp, shift_slot
-from slipstream.ops.linear_scan import linear_scan
-from slipstream.ops.valid import last_tokens, valid_mask
-
-LEAST = -1e30  # the running maximum of nothing: finite, so that no difference of two is NaN
+from slipstream.ops.valid import last_tokens
+from slipstream.ops.wkv_scan import LEAST, wkv_scan
 
 
 class RWKV4(Mixer, name="rwkv4", family="linear"):
@@ -71,30 +69,11 @@ class RWKV4(Mixer, name="rwkv4", family="linear"):
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         line = after(state["shift"], x)
         r, k, v = self._project(x, line[:, :-1])
-        w, top = self.time_decay.to(k.dtype).exp(), state["top"]
-        tops = torch.cat([top[:, None], self._running_maximum(k.detach(), w.detach(), top, lengths)], 1)
-        fall, write = (tops[:, :-1] - w - tops[:, 1:]).exp(), (k - tops[:, 1:]).exp()
-        start = torch.stack([state["num"], state["den"]], 1)
-        sums, last = linear_scan(
-            fall[:, :, None].expand(-1, -1, 2, -1), torch.stack([write * v, write], 2), start, lengths
-        )
-        before = torch.cat([start[:, None], sums], 1)[:, :-1]
-        y = self._read(before[:, :, 0], before[:, :, 1], tops[:, :-1], r, k, v)
+        w, u = self.time_decay.to(k.dtype).exp(), self.time_first.to(k.dtype)
+        y, sums = wkv_scan(k, v, w, u, (state["num"], state["den"], state["top"]), lengths)
         tokens = x.shape[1] if lengths is None else lengths
-        shift = last_tokens(line, 1, lengths)
-        return y, state.advance(tokens, num=last[:, 0], den=last[:, 1], top=tops[:, -1], shift=shift)
-
-    def _running_maximum(self, k: Tensor, w: Tensor, top: Tensor, lengths: Tensor | None) -> Float[Tensor, "B T D"]:
-        """p_t = max(p_{t-1} - w, k_t), by a maximum of what is undone by the decay: it scales both sums, and cancels.
-
-        Padding has no decay and no key, so that p stays.
-        """
-        gone = w.expand(k.shape)
-        if lengths is not None:
-            real = valid_mask(lengths, k.shape[1])[..., None]
-            k, gone = k.masked_fill(~real, LEAST), gone * real
-        gone = gone.cumsum(1)
-        return torch.cat([top[:, None], k + gone], 1).cummax(1).values[:, 1:] - gone
+        kept = dict(zip(("num", "den", "top"), sums), shift=last_tokens(line, 1, lengths))
+        return self.output(r * y.to(r.dtype)), state.advance(tokens, **kept)
 
     def _project(self, x: Float[Tensor, "B T D"], previous: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         """r, k, v, the last two in float32 at least."""
@@ -102,12 +81,6 @@ class RWKV4(Mixer, name="rwkv4", family="linear"):
         r = self.receptance(blend(previous, x, self.time_mix_receptance)).sigmoid()
         k = self.key(blend(previous, x, self.time_mix_key)).to(wide)
         return r, k, self.value(blend(previous, x, self.time_mix_value)).to(wide)
-
-    def _read(self, num: Tensor, den: Tensor, top: Tensor, r: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B T D"]:
-        own = self.time_first.to(k.dtype) + k
-        high = torch.maximum(top, own).detach()
-        past, now = (top - high).exp(), (own - high).exp()
-        return self.output(r * ((past * num + now * v) / (past * den + now)).to(r.dtype))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         r, k, v = self._project(x, nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])

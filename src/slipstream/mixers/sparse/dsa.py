@@ -50,7 +50,9 @@ class Indexer(nn.Module):
     def _turn(self, t: Tensor, positions: Tensor) -> Tensor:
         if not self.rope_base:
             return t
-        return torch.cat([rope(t[..., : self.turned], positions, self.rope_base, self.scaling), t[..., self.turned :]], -1)
+        return torch.cat(
+            [rope(t[..., : self.turned], positions, self.rope_base, self.scaling), t[..., self.turned :]], -1
+        )
 
 
 class DSA(Mixer, name="dsa", family="sparse"):

@@ -57,8 +57,16 @@ class GraniteMoeHybrid(Family):
             about,
             embedding_scale=float(hf.number("embedding_multiplier", 1.0)),
             residual_scale=float(hf.number("residual_multiplier", 1.0)),
-            logit_scale=1 / hf.number("logits_scaling", 1.0),
+            logit_scale=1 / self._divisor(hf),
         )
+
+    @staticmethod
+    def _divisor(hf: Fields) -> float:
+        """What logits are divided by."""
+        scaling = float(hf.number("logits_scaling", 1.0))
+        if scaling <= 0:
+            raise InputError(f"{hf.owner}: logits_scaling {scaling} must be above 0")
+        return scaling
 
     @staticmethod
     def _attention(hf: Fields) -> Part:

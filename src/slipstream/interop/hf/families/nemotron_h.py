@@ -76,9 +76,9 @@ class NemotronH(Family):
     def _kinds(hf: Fields) -> list[str]:
         """By words, or by one letter a layer."""
         letters = hf.word("hybrid_override_pattern", [str(hf.table.get("hybrid_override_pattern", ""))], "")
-        for name in ("layers_block_type", "layer_types"):
-            if hf.has(name):
-                return [OURS[word] for word in hf.words(name, OURS, None)]
+        if hf.has("layers_block_type") or hf.has("layer_types"):
+            said = hf.words("layers_block_type", OURS, None, hf.words("layer_types", OURS, None, ["mlp"]))
+            return [OURS[word] for word in said]
         if not letters or set(letters) - set(LETTERS):
             raise InputError(
                 f"{hf.owner}: hybrid_override_pattern {letters!r:.60} must be of the letters {' '.join(LETTERS)}"

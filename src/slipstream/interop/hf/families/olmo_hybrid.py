@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from slipstream.interop.hf.decoder import (
     ATTENTION,
     GATED_MLP,
@@ -33,12 +35,12 @@ from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
 from slipstream.interop.hf.gated_delta import delta, layer_kinds, their_delta, their_layer_kinds
 from slipstream.interop.hf.state_space import layers_by_name
-from slipstream.interop.hf.weights import Rule, in_blocks, rename
+from slipstream.interop.hf.weights import Rule, Tensors, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 from slipstream.models.pattern import Part
 
-DELTA = "q_proj k_proj v_proj q_conv1d k_conv1d v_conv1d a_proj b_proj g_proj A_log dt_bias o_norm o_proj"
+DELTA = "q_proj k_proj v_proj a_proj b_proj g_proj A_log dt_bias o_norm o_proj"
 AFTER = [rename("post_attention_layernorm", "out_norms.0"), rename("post_feedforward_layernorm", "out_norms.1")]
 DELTA_EPS = 1e-5  # of the norm within DeltaNet, whatever settings say
 
@@ -91,9 +93,21 @@ class OlmoHybrid(Family):
 
     def rules(self, model: LanguageModel) -> list[Rule]:
         layers = layers_by_name(model, "gated_deltanet", "attention")
+        convs = _convolutions(next(iter(layers["gated_deltanet"].values())))
         return [
             *STEM,
             *in_blocks(GATED_MLP, range(model.config.n_layers)),
-            *in_blocks([*NORMS, *renames("linear_attn", "mixers.0", DELTA)], layers["gated_deltanet"]),
+            *in_blocks([*NORMS, *renames("linear_attn", "mixers.0", DELTA), convs], layers["gated_deltanet"]),
             *in_blocks([*AFTER, *ATTENTION], layers["attention"]),
         ]
+
+
+def _convolutions(mixer: Any) -> Rule:
+    """Of q, k and v. Transformers writes all channels as three equal parts, also where v has more than q: they are one here."""
+    k, v = mixer.n_heads * mixer.head_dim, mixer.n_v_heads * mixer.v_head_dim
+
+    def read(tensors: Tensors) -> Tensors:
+        return [t.contiguous() for t in torch.cat(list(tensors)).split([k, k, v])]
+
+    theirs, ours = (tuple(f"{where}.{n}_conv1d.weight" for n in "qkv") for where in ("linear_attn", "mixers.0"))
+    return Rule(theirs, ours, read)

@@ -54,7 +54,8 @@ class XLSTM(Family):
 
     def config(self, hf: Fields) -> ModelConfig:
         for name, other in (("hidden_size", "embedding_dim"), ("num_hidden_layers", "num_blocks")):
-            hf.table.setdefault(name, hf.table.get(other))
+            if hf.has(other) and not hf.has(name):
+                hf.table[name] = hf.table[other]
         about = sizes(hf, eps_name=EPS)
         about["tie_embeddings"] = False  # in transformers too, whatever is said
         hf.only("use_bias", False)
