@@ -44,7 +44,7 @@ def _build(as_json: bool) -> bool:
     from slipstream.ops.backends.cpp.library import build, kernels, single_precision
 
     rows = []
-    for name, numbers in ((name, numbers) for name in kernels() for numbers in single_precision(name)):
+    for name, numbers in ((kernel, kind) for kernel in kernels() for kind in single_precision(kernel)):
         start = time.perf_counter()
         built = build(name, numbers)
         seconds = round(time.perf_counter() - start, 1)
