@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def by_hand(settings, text):
     """The best pair first, the leftmost of equals; what is no token is bytes."""
     tokens, scores = settings["tokenizer.ggml.tokens"], settings["tokenizer.ggml.scores"]
     ids, parts = {t: i for i, t in enumerate(tokens)}, list(text.replace(" ", "▁"))
-    while pairs := [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ids]:
+    while pairs := [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ids]:
         at = min(pairs)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return [i for p in parts for i in ([ids[p]] if p in ids else [ids[f"<0x{b:02X}>"] for b in p.encode()])]

