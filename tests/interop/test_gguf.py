@@ -33,7 +33,14 @@ LLAMA31 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-BARE = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "expand": 2, "conv_kernel": 4, "tie_word_embeddings": True}
+BARE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "expand": 2,
+    "conv_kernel": 4,
+    "tie_word_embeddings": True,
+}
 THEIRS = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
@@ -44,10 +51,26 @@ THEIRS = {
     "qwen3": ("qwen3", {"head_dim": 16}),
     "gemma2": ("gemma2", GEMMA | {"num_hidden_layers": 4}),
     "gemma3": ("gemma3_text", GEMMA),
+    "olmo2": ("olmo2", {"head_dim": 8}),
+    "lfm2": (
+        "lfm2",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "norm_eps": 1e-5,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+        },
+    ),
     "mamba": ("mamba", BARE | {"state_size": 4, "time_step_rank": 3}),
     "mamba2": ("mamba2", BARE | {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 8}),
 }
 WITH_ONE = ("gemma2", "gemma3")  # norms are kept with one added
+ALONE = ("mamba", "mamba2", "lfm2")  # settings that other families do not have
 WITH_RATES = ("mamba", "mamba2")  # rates are kept without their logarithm
 WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 THEIR_READER = {  # with what transformers' reader of GGUF takes from its defaults, whatever the file says
@@ -63,7 +86,7 @@ THEIR_READER = {  # with what transformers' reader of GGUF takes from its defaul
 
 def theirs_and_ours(case, folder, **more):
     model_type, fields = THEIRS[case]
-    theirs = seeded(model_type, **fields) if case in WITH_RATES else their_model(model_type, **fields | more)
+    theirs = seeded(model_type, **fields) if case in ALONE else their_model(model_type, **fields | more)
     theirs.save_pretrained(folder / "theirs")
     return theirs, ss.load(folder / "theirs")
 
@@ -163,9 +186,11 @@ def test_sizes_of_blocks():
         assert gguf.constants.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind.id)] == (kind.weights, kind.bytes)
 
 
-def quantised_file(path, kind):
+def quantised_file(path, kind, tied=True):
     """A Llama whose matrices the package gguf has quantised, and what they stand for."""
-    model = ss.language_model("attention(n_heads=2, n_kv_heads=1)", n_layers=2, d_model=64, d_ff=96, seed=1)
+    model = ss.language_model(
+        "attention(n_heads=2, n_kv_heads=1)", n_layers=2, d_model=64, d_ff=96, tie_embeddings=tied, seed=1
+    )
     model.tokenizer = byte_tokenizer()
     save_gguf(model, path.with_suffix(".plain"))
     plain, of_type = gguf.GGUFReader(path.with_suffix(".plain")), gguf.GGMLQuantizationType[kind]
@@ -189,14 +214,15 @@ def quantised_file(path, kind):
     return weights
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0"])
-def test_blocks_with_one_scale_are_used_as_they_are(kind, tmp_path, caplog):
-    weights = quantised_file(tmp_path / "q.gguf", kind)
+def test_blocks_with_one_scale_are_used_as_they_are(kind, tied, tmp_path, caplog):
+    weights = quantised_file(tmp_path / "q.gguf", kind, tied)
     packed, plain = ss.load(tmp_path / "q.gguf"), ss.load(tmp_path / "q.gguf", "float32")
     assert packed.config.quantisation.to == "int8" and plain.config.quantisation is None and not caplog.messages
     assert torch.equal(plain.embedding.weight, weights["token_embd.weight"])
     matrices = {n: m for n, m in packed.named_modules() if isinstance(m, QuantisedLinear)}
-    assert len(matrices) == 2 * 7 + 1, "four of attention, three of the feed-forward, and the embedding's"
+    assert len(matrices) == 2 * 7 + (1 if tied else 2), "four of attention, three of the feed-forward, the embedding's"
     for name, matrix in matrices.items():
         assert torch.equal(matrix.weight, plain.get_submodule(name.replace("embedding.matrix", "embedding")).weight)
     with torch.no_grad():
@@ -218,6 +244,8 @@ def test_what_llama_cpp_cannot_say_is_refused(tmp_path):
     model = ss.language_model("mlstm", n_layers=1, d_model=32)
     with pytest.raises(InputError, match="no architecture of llama"):
         save_gguf(model, tmp_path / "a.gguf")
+    with pytest.raises(InputError, match="this family has attention layers, not mlstm"):
+        save_gguf(model, tmp_path / "a.gguf", "llama")
     model = ss.language_model(
         "attention(n_heads=2, rope_scaling=llama3:factor=8:low=2:high=4:original=100)", n_layers=1, d_model=32
     )

@@ -101,6 +101,22 @@ def test_lfm2(case, tmp_path):
     hold_to(seeded("lfm2", **fields | LFM2[case]), tmp_path)
 
 
+LFM2_MOE = {
+    "plain": {"layer_types": ["conv", "full_attention", "conv", "conv"]},
+    "dense": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 3, "routed_scaling_factor": 1.7},
+    "free": {"layer_types": ["full_attention", "conv"] * 2, "use_expert_bias": False, "norm_topk_prob": False},
+}
+
+
+@pytest.mark.parametrize("case", LFM2_MOE)
+def test_lfm2_moe(case, tmp_path):
+    fields = {name: value for name, value in COMMON.items() if name != "rms_norm_eps"}
+    fields |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_dense_layers": 1}
+    model = seeded("lfm2_moe", **fields | LFM2_MOE[case])
+    model.set_experts_implementation("eager")
+    hold_to(model, tmp_path)
+
+
 SSD = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 6, "mamba_chunk_size": 8}
 BAMBA = {
     "plain": {"attn_layer_indices": [1]},

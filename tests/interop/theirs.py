@@ -49,6 +49,9 @@ def seeded(model_type: str, **fields: Any) -> torch.nn.Module:
         for parameter in model.parameters():
             if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of routers: on the choice alone
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     return model
 
 

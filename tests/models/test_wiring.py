@@ -6,12 +6,17 @@ import pytest
 import torch
 
 import slipstream as ss
+from slipstream.core.errors import InputError
 from slipstream.models.pattern import layers, parse, period, written
 
 WIRING = [
     {"norm": "rms_plus_one", "norm_place": "around", "embedding_scale": 5.0, "logit_cap": 2.0},
     {"norm": "layer", "norm_place": "after", "embedding_norm": True, "head_bias": True, "tie_embeddings": False},
     {"norm": "layer_no_bias", "residual_scale": 0.3, "logit_scale": 0.25},
+]
+PLACES = [
+    {"norm": "rms", "norm_place": "after_attention"},
+    {"norm": "layer", "norm_place": "stream", "carry_scale": 1.7, "residual_scale": 0.4},
 ]
 
 
@@ -33,7 +38,7 @@ def tokens():
     return torch.randint(0, 29, (2, 11), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("settings", WIRING, ids=lambda s: s["norm"])
+@pytest.mark.parametrize("settings", [*WIRING, *PLACES], ids=lambda s: s["norm"])
 def test_three_modes_agree_and_checkpoints_keep_it(settings, tokens, tmp_path):
     made = model(**settings)
     want = made(tokens)
@@ -51,6 +56,24 @@ def test_every_setting_does_something(name, tokens):
     changed, plain = model(**settings), model(**{n: v for n, v in settings.items() if n != name})
     plain.load_state_dict({n: t for n, t in changed.state_dict().items() if n in plain.state_dict()}, strict=False)
     assert (changed(tokens) - plain(tokens)).abs().max() > 1e-3
+
+
+def test_norms_stand_after_attention_and_before_all_others():
+    blocks = model(norm_place="after_attention").stack.blocks
+    assert [[len(list(norm.parameters())) for norm in block.norms] for block in blocks] == [[1, 1], [0, 0], [1, 1]]
+    assert [[len(list(norm.parameters())) for norm in block.out_norms] for block in blocks] == [[0, 0], [1, 1], [0, 0]]
+
+
+def test_a_stream_that_is_normed_itself(tokens):
+    """Every norm is of the stream, and what is carried on is the normed one, by its factor."""
+    made = model(norm_place="stream", carry_scale=1.7, residual_scale=0.4)
+    h = made.embedding(tokens)
+    for place in made.stack.places():
+        normed = place.norm(h)
+        h = 1.7 * normed + 0.4 * place.mixer(normed)
+    torch.testing.assert_close(made(tokens), made.head(made.stack.norm(h)), rtol=1e-12, atol=1e-12)
+    with pytest.raises(InputError, match="reversible"):
+        model(norm_place="stream", reversible=True)
 
 
 @pytest.mark.parametrize("settings", WIRING, ids=lambda s: s["norm"])

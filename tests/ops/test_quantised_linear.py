@@ -140,7 +140,9 @@ def test_one_row_is_what_it_is_among_many():
 def test_other_dtypes_and_gradients_in_x_are_torchs():
     codes, scales = pack(drawn(40, 70), 4)
     weight = dequantise(codes, scales, 40, 70)
-    assert chosen("quantised_linear", Call("cpu", torch.float32, False)) == "cpp"
+    assert chosen("quantised_linear", Call("cpu", torch.float32, False)) == (
+        "cpp" if library.find_compiler() else "torch"
+    )
     assert chosen("quantised_linear", Call("cpu", torch.float32, True)) == "torch"
     low = drawn(3, 70).bfloat16()
     assert torch.equal(quantised_linear(low, codes, scales, 40), F.linear(low, weight.bfloat16()))

@@ -22,6 +22,8 @@ def run(settings: ExportConfig) -> None:
 
       slipstream export runs/book --format hf --out book-hf
 
+      slipstream export runs/book --format gguf --out book.gguf
+
       slipstream export path/of/a/llama --format slipstream --out runs/llama
     """
     from slipstream.interop.export import export

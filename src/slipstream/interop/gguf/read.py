@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,9 +76,9 @@ def config_of(kind: Architecture, settings: dict[str, Any], there: There, owner:
     if settings.get("split.count", 1) not in (0, 1):
         raise InputError(f"{owner} is one of {settings['split.count']} parts: join them with llama-gguf-split --merge")
     before = f"{kind.name}."
-    said = Fields(
-        {n.removeprefix(before): v for n, v in settings.items() if n.startswith(before)}, f"{owner}: {kind.name}"
-    )
+    own = {n.removeprefix(before): value for n, value in settings.items() if n.startswith(before)}
+    own = {n: value.tolist() if isinstance(value, np.ndarray) else value for n, value in own.items()}
+    said = Fields(own, f"{owner}: {kind.name}")
     config = kind.config(said, there)
     said.finish()
     return config

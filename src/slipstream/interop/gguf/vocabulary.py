@@ -127,7 +127,9 @@ class Vocabulary:
         wanted = {"bos": self._begins(), "eos": self._of("add_eos_token", False, bool)}
         ids = {name: i for name, i in self.ids.items() if i is not None and wanted.get(name)}
         if any(i >= len(self.tokens) for i in ids.values()):
-            raise InputError(f"{self.owner}: a special token is none of its {len(self.tokens)} tokens; download it again")
+            raise InputError(
+                f"{self.owner}: a special token is none of its {len(self.tokens)} tokens; download it again"
+            )
         texts = {name: self.tokens[i] for name, i in ids.items()}
         single = [texts.get("bos"), "$A", texts.get("eos")]
         made.post_processor = processors.TemplateProcessing(

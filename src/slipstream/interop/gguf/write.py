@@ -7,6 +7,7 @@ is not written.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,16 @@ def save_gguf(model: LanguageModel, path: Path, name: str | None = None) -> str:
 
 
 def _expressed(model: LanguageModel, name: str | None) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture that can say the model, and its config.json. Raises InputError with every one's reason."""
-    kinds = all_architectures().values() if name is None else [architecture(name)]
-    reasons = []
-    for kind in kinds:
-        try:
+    """The architecture that can say the model, and its config.json. Raises InputError with the reason of the one asked for."""
+    if name is not None:
+        return architecture(name), expressed(model, architecture(name).model_type)[1]
+    for kind in all_architectures().values():
+        with suppress(InputError):
             return kind, expressed(model, kind.model_type)[1]
-        except InputError as error:
-            reasons.append(f"{kind.name}: {str(error).partition(': ')[2].partition('. --format')[0]}")
-    raise InputError(f"no architecture of llama.cpp is this model ({'; '.join(reasons)})")
+    raise InputError(
+        f"no architecture of llama.cpp that slipstream writes is {model.config.pattern!r:.80}; --family says why one is not: "
+        + ", ".join(all_architectures())
+    )
 
 
 def _tensors(model: LanguageModel, kind: Architecture, table: dict[str, Any]) -> dict[str, Tensor]:

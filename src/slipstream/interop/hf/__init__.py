@@ -17,11 +17,14 @@ Adding a family is one file in families/, found by walking the folder, and one t
    check that it is enough: write.py reads it back with `config` and refuses, in words, whatever came out different. Every
    setting of ours must be told from what transformers' class has as its default: write defaults out.
 4. `rules(model) -> list[Rule]`: which tensors are which (weights.py: `rename`, `renames`, `cut`, `join`, `stack`, `rows`,
-   `changed`, `Rule`). A rule that names a module holds for all tensors our model has in it; where blocks differ, make the rules
-   of each with `rule.inside(f"model.layers.{i}", f"stack.blocks.{i}")`, or `in_blocks(rules, numbers)`. Ours are called
+   `changed`, `fixed`, `Rule`). A rule that names a module holds for all tensors our model has in it; where blocks differ, make
+   the rules of each with `rule.inside(f"model.layers.{i}", f"stack.blocks.{i}")`, or `in_blocks(rules, numbers)`. Ours are called
    `embedding`, `stack.blocks.I.norms.J`, `.mixers.J.*`, `.out_norms.J`, `stack.norm`, `head.proj`. Rules must undo each other
    bit by bit: no arithmetic on weights (a norm that adds one is another norm: ModelConfig.norm).
 5. `surplus(name, config)`, where files hold tensors that the model computes nothing with.
+
+Files of one family that name a tensor in two ways are made one by `spelling`. Models with layers of several kinds have them by
+`layers_by_name`. What several families share is in decoder.py, experts.py, latent.py, state_space.py and gated_delta.py.
 
 What a family does between layers is a field of ModelConfig (norm, norm_place, embedding_scale, ...), what it does in a layer a
 setting of a mixer. What is in neither is refused: `hf.only`.

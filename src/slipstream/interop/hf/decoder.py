@@ -90,6 +90,8 @@ def heads(hf: Fields, head_dim: int | None = None) -> dict[str, Any]:
     """Settings of attention's heads. head_dim: what the family takes when its settings do not say; hidden_size / heads."""
     n = hf.whole("num_attention_heads")
     width = hf.whole("head_dim", head_dim) or hf.whole("hidden_size") // n
+    if width < 1:
+        raise InputError(f"{hf.owner}: hidden_size {hf.whole('hidden_size')} is too narrow for {n} heads")
     return {"n_heads": n, "n_kv_heads": hf.whole("num_key_value_heads", n), "head_dim": width}
 
 
@@ -251,6 +253,18 @@ def attention_layers(model: LanguageModel, *names: str) -> list[Mixer]:
     if other := [mixer.name for mixer in mixers if mixer.name not in names]:
         raise InputError(f"this family has {' and '.join(names)} layers, not {other[0]}")
     return mixers
+
+
+def layers_by_name(model: LanguageModel, *names: str) -> dict[str, dict[int, Mixer]]:
+    """The first mixer of every block with its block's number, by its name. Raises InputError where it is none of these."""
+    found: dict[str, dict[int, Mixer]] = {name: {} for name in names}
+    for i, mixer in enumerate(first_mixers(model)):
+        if mixer.name not in found:
+            raise InputError(f"this family has {' and '.join(names)} layers, not {mixer.name}")
+        found[mixer.name][i] = mixer
+    if absent := [name for name in names if not found[name]]:
+        raise InputError(f"this family has {' and '.join(names)} layers; there is no {absent[0]}")
+    return found
 
 
 def pattern(blocks: Iterable[tuple[Part, ...]]) -> str:

@@ -7,6 +7,7 @@ explicit list of what changes no logits, and all the rest must be known to the f
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from slipstream.core.errors import InputError, nearest
 
 WIDEST = 1 << 24  # of any width or count: what is larger is no model but a mistake or an attack
 NEEDED: Any = object()
+LARGEST = sys.float_info.max
 INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
 BENIGN_NAMES = (  # what changes no logits: names, training, defaults of generation, how transformers runs it
     """
@@ -55,13 +57,13 @@ class Fields:
             raise self._wrong(name, value, f"a whole number from {least} to {most}")
         return value
 
-    def number(self, name: str, default: Any = NEEDED) -> Any:
-        """A finite number."""
+    def number(self, name: str, default: Any = NEEDED, most: float = LARGEST) -> Any:
+        """A finite number, no larger than `most`."""
         value = self._get(name, default)
         if value is default and not self.has(name):
             return value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._wrong(name, value, "a finite number")
+        if type(value) not in (int, float) or not abs(value) <= most:
+            raise self._wrong(name, value, "a finite number" + (f" up to {most:g}" if most < LARGEST else ""))
         return value
 
     def flag(self, name: str, default: Any = NEEDED) -> bool:
@@ -102,8 +104,10 @@ class Fields:
         value = self._get(name, default)
         if not isinstance(value, list):
             raise self._wrong(name, value, f"a list of {count} numbers")
-        found: list[Any] = [INFINITE.get(v.get("__float__")) if isinstance(v, dict) else v for v in value]
-        if len(found) != count or not all(type(v) in (int, float) and v == v for v in found):
+        found: list[Any] = [INFINITE.get(str(v.get("__float__"))) if isinstance(v, dict) else v for v in value]
+        if len(found) != count or not all(
+            type(v) in (int, float) and (abs(v) <= LARGEST or abs(v) == math.inf) for v in found
+        ):
             raise self._wrong(name, value, f"a list of {count} numbers")
         return [float(v) for v in found]
 

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 layers as families have them: the same settings under several names, and layers of several kinds in a model."""
+"""Mamba and Mamba-2 layers as families have them: the same settings under several names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
-from slipstream.interop.hf.decoder import first_mixers, values
+from slipstream.interop.hf.decoder import values
 from slipstream.interop.hf.fields import Fields, one_of_each
-from slipstream.models.language_model import LanguageModel
 
 Names = dict[str, str]  # ours -> theirs
 RUN_AND_TRAINED_NAMES = (  # how transformers runs it, and how it was started
@@ -134,15 +132,3 @@ def their_time_limits(mixers: Iterable[Mixer]) -> dict[str, Any]:
     if not least and most is None:
         return {}
     return {"time_step_limit": [least, {"__float__": "Infinity"} if most is None else most]}
-
-
-def layers_by_name(model: LanguageModel, *names: str) -> dict[str, dict[int, Mixer]]:
-    """The first mixer of every block with its block's number, by its name. Raises InputError where it is none of these."""
-    found: dict[str, dict[int, Mixer]] = {name: {} for name in names}
-    for i, mixer in enumerate(first_mixers(model)):
-        if mixer.name not in found:
-            raise InputError(f"this family has {' and '.join(names)} layers, not {mixer.name}")
-        found[mixer.name][i] = mixer
-    if absent := [name for name in names if not found[name]]:
-        raise InputError(f"this family has {' and '.join(names)} layers; there is no {absent[0]}")
-    return found

@@ -96,11 +96,15 @@ class ForgettingTransformer(Mixer, name="forgetting_transformer", family="attent
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.pro:
             return q, k
-        return rms_norm(q, self.q_norm, self.config.norm_eps), rms_norm(k, self.k_norm, self.config.norm_eps)
+        return rms_norm(q, eps=self.config.norm_eps) * self.q_norm, rms_norm(k, eps=self.config.norm_eps) * self.k_norm
 
     def _output(self, o: Float[Tensor, "B T H V"], x: Tensor) -> Float[Tensor, "B T D"]:
         if self.config.pro:
-            o = rms_norm(o, self.o_norm, self.config.norm_eps) * self.g_proj(x).sigmoid().unflatten(-1, o.shape[2:])
+            o = (
+                rms_norm(o, eps=self.config.norm_eps)
+                * self.o_norm
+                * self.g_proj(x).sigmoid().unflatten(-1, o.shape[2:])
+            )
         return self.get_submodule("o_proj")(o.flatten(2))
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

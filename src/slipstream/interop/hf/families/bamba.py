@@ -10,6 +10,7 @@ from slipstream.interop.hf.decoder import (
     biases,
     gated_mlp,
     heads,
+    layers_by_name,
     mlp_bias,
     model_config,
     part,
@@ -27,7 +28,7 @@ from slipstream.interop.hf.decoder import (
 )
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
-from slipstream.interop.hf.state_space import BAMBA, RUN_AND_TRAINED, layers_by_name, ssd, their_ssd
+from slipstream.interop.hf.state_space import BAMBA, RUN_AND_TRAINED, ssd, their_ssd
 from slipstream.interop.hf.weights import Rule, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

@@ -11,6 +11,7 @@ from slipstream.interop.hf.decoder import (
     STEM,
     biases,
     heads,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -26,7 +27,7 @@ from slipstream.interop.hf.decoder import (
 from slipstream.interop.hf.experts import feedforwards, mixture, their_mixture
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
-from slipstream.interop.hf.state_space import BAMBA, RUN_AND_TRAINED, layers_by_name, ssd, their_ssd
+from slipstream.interop.hf.state_space import BAMBA, RUN_AND_TRAINED, ssd, their_ssd
 from slipstream.interop.hf.weights import Rule, cut, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
@@ -146,7 +147,7 @@ class GraniteMoeHybrid(Family):
         if not layers:
             return []
         mixer = next(iter(layers.values()))
-        width = getattr(mixer, "shared_experts", mixer).up_proj.out_features
+        width = (mixer.shared_experts if mixer.name == "moe" else mixer).up_proj.out_features
         return [
             cut("shared_mlp.input_linear", [f"{ours}.gate_proj", f"{ours}.up_proj"], (width, width)),
             rename("shared_mlp.output_linear", f"{ours}.down_proj"),

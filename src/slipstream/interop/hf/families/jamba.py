@@ -9,6 +9,7 @@ from slipstream.interop.hf.decoder import (
     ATTENTION,
     gated_mlp,
     heads,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -22,7 +23,7 @@ from slipstream.interop.hf.decoder import (
 from slipstream.interop.hf.experts import EXPERT_NAMES, expert_rules, feedforwards, mixture, their_mixture
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields
-from slipstream.interop.hf.state_space import JAMBA, RUN_AND_TRAINED, layers_by_name, selective, their_selective
+from slipstream.interop.hf.state_space import JAMBA, RUN_AND_TRAINED, selective, their_selective
 from slipstream.interop.hf.weights import Rule, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

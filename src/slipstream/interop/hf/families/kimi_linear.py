@@ -11,6 +11,7 @@ from slipstream.interop.hf.decoder import (
     NORMS,
     STEM,
     gated_mlp,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -24,7 +25,6 @@ from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
 from slipstream.interop.hf.gated_delta import KINDS, their_layer_kinds
 from slipstream.interop.hf.latent import WIDTHS
-from slipstream.interop.hf.state_space import layers_by_name
 from slipstream.interop.hf.weights import Rule, changed, in_blocks, rename, renames
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

@@ -13,6 +13,7 @@ from slipstream.interop.hf.decoder import (
     NORMS,
     STEM,
     heads,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -28,7 +29,6 @@ from slipstream.interop.hf.experts import expert_rules, mixture, their_mixture
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields
 from slipstream.interop.hf.gated_delta import KINDS, their_layer_kinds
-from slipstream.interop.hf.state_space import layers_by_name
 from slipstream.interop.hf.weights import Rule, in_blocks, rename, renames
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

@@ -17,6 +17,7 @@ from slipstream.interop.hf.decoder import (
     biases,
     gated_mlp,
     heads,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -34,7 +35,6 @@ from slipstream.interop.hf.decoder import (
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
 from slipstream.interop.hf.gated_delta import delta, layer_kinds, their_delta, their_layer_kinds
-from slipstream.interop.hf.state_space import layers_by_name
 from slipstream.interop.hf.weights import Rule, Tensors, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

@@ -13,6 +13,7 @@ from slipstream.interop.hf.decoder import (
     NORMS,
     STEM,
     gated_mlp,
+    layers_by_name,
     model_config,
     pattern,
     sizes,
@@ -41,7 +42,6 @@ from slipstream.interop.hf.gated_delta import (
     their_gated_attention,
     their_layer_kinds,
 )
-from slipstream.interop.hf.state_space import layers_by_name
 from slipstream.interop.hf.weights import Rule, in_blocks, rename
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

@@ -11,6 +11,7 @@ from slipstream.interop.hf.decoder import (
     first_mixers,
     gated_mlp,
     heads,
+    layers_by_name,
     model_config,
     part,
     pattern,
@@ -26,7 +27,6 @@ from slipstream.interop.hf.decoder import (
 )
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
-from slipstream.interop.hf.state_space import layers_by_name
 from slipstream.interop.hf.weights import Rule, in_blocks, rename, renames
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel

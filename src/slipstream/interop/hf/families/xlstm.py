@@ -78,7 +78,7 @@ class XLSTM(Family):
     @staticmethod
     def _width(hf: Fields, d_model: int) -> int:
         multiple = hf.whole("ffn_round_up_to_multiple_of", 64)
-        return int((d_model * hf.number("ffn_proj_factor", 2.667) + multiple - 1) // multiple * multiple)
+        return int((d_model * hf.number("ffn_proj_factor", 2.667, most=1e3) + multiple - 1) // multiple * multiple)
 
     def hf_config(self, model: LanguageModel) -> dict[str, Any]:
         layers: list[Any] = attention_layers(model, "mlstm")
