@@ -6,7 +6,7 @@
 
 Facts ("Alice's secret number is 7482.") are planted in a novel, evenly from its first line on; at the end each is asked for. A
 fact is found when the likeliest tokens are its number, all digits of it. Bits per byte are those of another part of the novel,
-behind a prompt, token by token. Every row is one way to run the same file: as it is stored, in float32, in fewer bits a weight,
+behind a prompt, token by token. Every row is one way to run the same file: in float32, in fewer bits a weight,
 and under every cache policy, which holds in the layers without a window alone. The novel is known to such models; what counts
 is the difference between rows.
 """
@@ -61,12 +61,12 @@ def fetch(folder: Path) -> None:
 @torch.no_grad()
 def measure(file: Path, prompts: int) -> None:
     """One line a way to run it, as it comes."""
-    stored = ss.load(file)
+    packed = ss.load(file, "int8")
     ways: dict[str, Callable[[], LanguageModel]] = {
-        "as stored": lambda: stored,
         "float32": lambda: ss.load(file, "float32"),
+        "int8": lambda: packed,
         "int4": lambda: quantise(ss.load(file, "float32"), "int4"),
-        **{f"as stored, {cache}": lambda cache=cache: with_policies(stored, cache=cache) for cache in CACHES},
+        **{f"int8, {cache}": lambda cache=cache: with_policies(packed, cache=cache) for cache in CACHES},
     }
     print(f"{file.name}: {prompts} prompts of {PROMPT} tokens, {len(NAMES)} facts each; {PREDICTED} tokens predicted")
     print(f"{'run':28} {'weights':>9} {'cache':>9} {'bits/byte':>9} {'facts':>7} {'seconds':>7}")

@@ -232,9 +232,12 @@ def test_blocks_with_one_scale_are_used_as_they_are(kind, tied, tmp_path, caplog
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q5_1"])
-def test_other_blocks_are_rounded_and_it_is_said(kind, tmp_path, caplog):
-    quantised_file(tmp_path / "q.gguf", kind)
-    packed, plain = ss.load(tmp_path / "q.gguf"), ss.load(tmp_path / "q.gguf", "float32")
+def test_other_blocks_become_numbers_or_are_rounded_and_it_is_said(kind, tmp_path, caplog):
+    weights = quantised_file(tmp_path / "q.gguf", kind)
+    plain = ss.load(tmp_path / "q.gguf")
+    assert f"blocks of {kind} become float32" in caplog.text
+    assert torch.equal(plain.embedding.weight, weights["token_embd.weight"])
+    packed = ss.load(tmp_path / "q.gguf", "int8")
     assert f"15 matrices of {kind}" in caplog.text
     ours, theirs = packed.stack.blocks[0].mixers[1].up_proj.weight, plain.stack.blocks[0].mixers[1].up_proj.weight
     assert (ours - theirs).norm() < 0.01 * theirs.norm()

@@ -1,9 +1,10 @@
 """A GGUF file as a model of ours: settings, tensors, tokenizer, and what is said of its use.
 
 The file's settings become those of a config.json, and its tensors get transformers' names, so that the family of interop/hf
-reads them. A file with quantised blocks becomes a model quantised to 8 bits a weight (see packed.py, and the log for what was
-rounded), or, when a dtype is asked for, one of plain numbers, exactly those of the file. Tensors in float32 and bfloat16 are the
-file's own mapped memory; float16 becomes float32, for that is what the norms beside it are in.
+reads them. A file whose matrices are all in blocks that a quantised
+model can keep as they are (see packed.py) becomes one; in any other, blocks become float32 once, and the log says so. Asked for
+"int8", all are kept in 8 bits a weight, rounded where they must be. Tensors in float32 and bfloat16 are the file's own mapped
+memory; float16 becomes float32, for that is what the norms beside it are in.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from slipstream.core.errors import InputError, nearest
 from slipstream.interop.gguf.architecture import Architecture, There, architecture
 from slipstream.interop.gguf.blocks import PLAIN, weights_of
 from slipstream.interop.gguf.container import GGUF
-from slipstream.interop.gguf.packed import HOW, as_they_are, is_packed, named, rounded, settle
+from slipstream.interop.gguf.packed import HOW, are_exact, as_they_are, kinds_of_blocks, named, rounded, settle
 from slipstream.interop.gguf.vocabulary import Vocabulary
 from slipstream.interop.hf.family import family
 from slipstream.interop.hf.fields import Fields
@@ -34,11 +35,12 @@ from slipstream.interop.hf.weights import as_they_are as unchanged
 from slipstream.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
+INT8 = "int8"
 SURPLUS = ("rope_freqs.weight",)  # settings in the form of a tensor
 
 
 def load_gguf(path: Path, dtype: torch.dtype | str | None = None) -> LanguageModel:
-    """The model in a file. dtype: of all its numbers; when None as they are stored, with quantised blocks as they are if possible.
+    """The model in a file. dtype: of all its numbers, or int8; when None as they are stored, quantised blocks if all can be kept.
 
     Raises InputError when its architecture is not known, when it does what slipstream cannot, and when it is damaged.
     """
@@ -46,12 +48,12 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = None) -> LanguageMod
     vocabulary = Vocabulary(file.settings, str(path))
     with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long as all weights
         tokenizer = beside.submit(vocabulary.tokenizer)
-        model = _model(file, _dtype(dtype))
+        model = _model(file, dtype)
         model.tokenizer, model.conventions = tokenizer.result(), vocabulary.conventions()
     return model.eval()
 
 
-def _model(file: GGUF, dtype: torch.dtype | None) -> LanguageModel:
+def _model(file: GGUF, asked: torch.dtype | str | None) -> LanguageModel:
     kind = architecture(file.settings.get("general.architecture"))
     there = There({n: t.shape for n, t in file.tensors.items()}, lambda name: _tensor(file, name, torch.float32))
     table = config_of(kind, file.settings, there, str(file.path))
@@ -61,8 +63,13 @@ def _model(file: GGUF, dtype: torch.dtype | None) -> LanguageModel:
     model = without_storage(config, len(file.tensors), str(file.path))
     rules = bound(family(kind.model_type).rules(model), parameter_names(model), file.path.name)
     shapes = {n: t.shape for n, t in model.state_dict().items()}
-    if dtype is None and any(is_packed(t) for t in file.tensors.values()):
+    if asked == INT8 or (asked is None and are_exact(file)):
         model = without_storage(config.model_copy(update={"quantisation": HOW}))
+    elif asked is None and (packed := kinds_of_blocks(file)):
+        log.warning(
+            "%s: blocks of %s become float32; --dtype int8 rounds them to 8 bits instead", file.path.name, packed
+        )
+    dtype = None if asked == INT8 else _dtype(asked)
     filling = _Filling(file, kind, table, shapes, frozenset(model.state_dict()), dtype or _stored_dtype(file))
     model.load_state_dict(dict(filling.tensors(rules)), strict=False, assign=True)
     settle(model, filling.dtype)
@@ -87,7 +94,7 @@ def config_of(kind: Architecture, settings: dict[str, Any], there: There, owner:
 def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
     if isinstance(asked, str):
         if asked not in DTYPES:
-            raise InputError(f"no dtype {asked!r}; {nearest(asked, DTYPES)}")
+            raise InputError(f"no dtype {asked!r}; {nearest(asked, [*DTYPES, INT8])}")
         return DTYPES[asked]
     return asked
 
