@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from slipstream.ops.backends.cpp.library import find_compiler
 from slipstream.ops.dispatch import Call, chosen, torch_forms
 from slipstream.ops.expert_linear import expert_linear, reference
 
@@ -47,5 +48,5 @@ def test_gradients_are_those_of_the_chosen():
 
 
 def test_the_kernel_runs_where_no_gradient_is_wanted():
-    assert chosen("expert_linear", Call("cpu", torch.float32, False)) == "cpp"
+    assert chosen("expert_linear", Call("cpu", torch.float32, False)) == ("cpp" if find_compiler() else "torch")
     assert chosen("expert_linear", Call("cpu", torch.float32, True)) == "torch"
