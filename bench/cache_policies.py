@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,11 @@ from rich.progress import track
 from torch import Tensor
 
 import slipstream as ss
+from slipstream.bench.bound import run
 from slipstream.bench.facts import BYTES, Facts
 from slipstream.bench.probe_model import EMBEDDING_STD
 from slipstream.bench.task import Batch, Level
 from slipstream.compare.results import Record, Results
-from slipstream.core.errors import InputError
 from slipstream.core.state import State
 from slipstream.data.source import HELD_OUT, read_text
 from slipstream.models.language_model import LanguageModel
@@ -201,9 +200,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as mistake:
-        sys.exit(str(mistake))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

@@ -12,7 +12,6 @@ is appended to docs/capabilities/results.jsonl as it is made; what stands there 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from slipstream.bench.adding import Lessons, adder, error, learn_adding
+from slipstream.bench.bound import run
 from slipstream.bench.copy_memory import CopyMemory
 from slipstream.bench.induction import Induction
 from slipstream.bench.learn import SOLVED, Pace, Pupil
@@ -34,7 +34,6 @@ from slipstream.bench.task import Level, Task
 from slipstream.compare.results import Record, Results
 from slipstream.compare.workers import Done, run_all
 from slipstream.compare.workers import Task as Job
-from slipstream.core.errors import InputError
 from slipstream.models.archs import separate
 from slipstream.models.language_model import LanguageModel
 from slipstream.models.pattern import parse
@@ -228,9 +227,4 @@ def told(record: Record) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as mistake:
-        sys.exit(str(mistake))
-    except KeyboardInterrupt:
-        sys.exit(130)  # what is done is kept; the same command goes on from there
+    run(main)  # what is done is kept; the same command goes on from there

@@ -188,11 +188,12 @@ def dense(layers: int, seconds: float) -> Ratio:
     return Ratio("gated_deltanet 8192 / LlamaForCausalLM", said, ratio(found["ours"], found["theirs"]), 0.5)
 
 
-def our_training(model: LanguageModel, _: int) -> Callable[[], object]:
+def training(model: nn.Module, logits_of: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    """Forward and backward of one batch."""
     tokens = random_tokens(model, *TRAINING)
 
     def once() -> None:
-        logits = model(tokens)
+        logits = logits_of(tokens)
         F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
         model.zero_grad(set_to_none=True)
 
@@ -200,28 +201,21 @@ def our_training(model: LanguageModel, _: int) -> Callable[[], object]:
 
 
 def their_training(model: nn.Module, _: int) -> Callable[[], object]:
-    tokens = text(*TRAINING)
-
-    def once() -> None:
-        logits = model(tokens, use_cache=False).logits
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        model.zero_grad(set_to_none=True)
-
-    return once
+    return training(model, lambda tokens: model(tokens, use_cache=False).logits)
 
 
 def their_reading(model: nn.Module, tokens: int) -> Callable[[], object]:
     """They keep no cache here, which spares them work."""
-    prompt, last = text(1, tokens), {} if type(model).__name__ in WHOLE else {"logits_to_keep": 1}
+    prompt, last = random_tokens(model, 1, tokens), {} if type(model).__name__ in WHOLE else {"logits_to_keep": 1}
     return lambda: model(prompt, use_cache=False, **last)
 
 
 def their_writing(model: nn.Module, tokens: int) -> Callable[[], object] | None:
     """None where their own cached step fails."""
-    out = model(text(1, tokens), use_cache=True)
+    out = model(random_tokens(model, 1, tokens), use_cache=True)
     names = [n for n in ("past_key_values", "cache_params", "state") if out.get(n) is not None]
     held: dict[str, Any] = {n: out[n] for n in names}
-    token = text(1, 1)
+    token = random_tokens(model, 1, 1)
 
     def once() -> None:
         for _ in range(STEPS):
@@ -235,12 +229,8 @@ def their_writing(model: nn.Module, tokens: int) -> Callable[[], object] | None:
     return once
 
 
-def text(*dims: int) -> Tensor:
-    return torch.randint(VOCABULARY, dims, generator=torch.Generator().manual_seed(0))
-
-
 OURS: dict[str, Callable[[LanguageModel, int], Callable[[], object]]] = {
-    "prefill": reading, "decode": writing, "train": our_training
+    "prefill": reading, "decode": writing, "train": lambda model, _: training(model, model)
 }  # fmt: skip
 THEIRS: dict[str, Callable[[nn.Module, int], Callable[[], object] | None]] = {
     "prefill": their_reading, "decode": their_writing, "train": their_training

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 
 import slipstream as ss
+from slipstream.bench.bound import run
 from slipstream.convert.quantise import quantise, stored_bytes
-from slipstream.core.errors import InputError
 from slipstream.core.quantities import bytes_in_words
 from slipstream.core.state import State
 from slipstream.data.source import read_text
@@ -142,9 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as mistake:
-        sys.exit(str(mistake))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from slipstream.bench.machine import describe, overloaded
+from slipstream.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,16 @@ def told(ratio: Ratio, arguments: argparse.Namespace) -> Ratio:
         verdict = "holds" if ratio.kept else "MISSED"
         print(f"{ratio.name:<32} {ratio.value:6.2f}  at most {ratio.bound:g}: {verdict}   {ratio.of}", flush=True)
     return ratio
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """A script from its first line to its exit code: a mistake of the user's in one line, Ctrl-C without a trace."""
+    try:
+        sys.exit(main())
+    except InputError as mistake:
+        sys.exit(str(mistake))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def conclude(ratios: list[Ratio], arguments: argparse.Namespace) -> int:

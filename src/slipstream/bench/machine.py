@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import platform
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from slipstream import ops
+from slipstream.core.packages import import_all
 from slipstream.core.quantities import bytes_in_words
 from slipstream.models.language_model import language_model
 from slipstream.models.threads import seconds_by_threads, writing
@@ -96,8 +95,7 @@ def _best(run: Callable[[], object]) -> float:
 
 def backends() -> list[dict[str, str]]:
     """For each op: what runs it here, reading and training, and why."""
-    for module in pkgutil.iter_modules(ops.__path__):
-        importlib.import_module(f"{ops.__name__}.{module.name}")
+    import_all(ops)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [_backend(op, device) for op in sorted(dispatch.OPS)]
 

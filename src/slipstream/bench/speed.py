@@ -63,7 +63,8 @@ class Clock:
         return 1 - self.left() / self.seconds if self.seconds else 1.0
 
 
-def random_tokens(model: LanguageModel, *shape: int) -> torch.Tensor:
+def random_tokens(model: Any, *shape: int) -> torch.Tensor:
+    """Of the vocabulary that the model's config tells: ours, or one of transformers."""
     return torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,8 +1,7 @@
 """The stack: blocks from a pattern, a last norm. Knows nothing of tokens, so that any frontend and any head fit it.
 
-Every mixer reads the residual stream through a norm, and what it says is added to it, through another where the
-wiring says so. With reversible layers there are two
-streams, which take turns at being read and written (see models/reversible.py).
+Every mixer reads the residual stream through a norm, and what it says is added to it, through another where the wiring
+says so. With reversible layers there are two streams, which take turns at being read and written (see models/reversible.py).
 """
 
 from __future__ import annotations
@@ -30,8 +29,6 @@ from slipstream.models.reversible import Layer, reversibly
 from slipstream.models.sharing import lenders
 
 RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj")  # what writes to the residual stream, in every family
-
-
 PLAIN = Wiring()
 
 

@@ -50,7 +50,6 @@ def fitting_threads(work: Callable[[], object]) -> int:
     return min(found, key=found.__getitem__)
 
 
-@torch.no_grad()
 def writing(model: LanguageModel) -> Callable[[], object]:
     """The work of writing a token, to be measured."""
     token = torch.zeros(1, 1, dtype=torch.long)

@@ -40,6 +40,12 @@ def above(scores: Float[Tensor, "*B E"], threshold: float, most: int) -> Int[Ten
     return chosen.masked_fill(scores.gather(-1, chosen) <= threshold, scores.shape[-1])
 
 
+def of_chosen(scores: Float[Tensor, "*B E"], chosen: Int[Tensor, "*B k"]) -> Float[Tensor, "*B k"]:
+    """The scores of the chosen, 0 for none."""
+    n_experts = scores.shape[-1]
+    return scores.gather(-1, chosen.clamp(max=n_experts - 1)).masked_fill(chosen == n_experts, 0.0)
+
+
 def within_capacity(
     experts: Int[Tensor, "B T k"], n_experts: int, capacity: int, first: Bool[Tensor, "B T"], counts: Int[Tensor, "B E"]
 ) -> tuple[Int[Tensor, "B T k"], Int[Tensor, "B T E"]]:

@@ -10,8 +10,6 @@ Adding one is one file there, and one line in tests/interop/test_gguf.py: a clas
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
+from slipstream.core.packages import import_all
 from slipstream.interop.gguf import architectures
 from slipstream.interop.hf.fields import Fields
 
@@ -111,8 +110,7 @@ def _module(name: str) -> str:
 @cache
 def all_architectures() -> dict[str, Architecture]:
     """Every one: general.architecture -> Architecture."""
-    for module in pkgutil.iter_modules(architectures.__path__):
-        importlib.import_module(f"{architectures.__name__}.{module.name}")
+    import_all(architectures)
     return dict(sorted(Architecture.found.items()))
 
 

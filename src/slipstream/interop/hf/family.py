@@ -5,13 +5,12 @@ Each file in families/ has one. It states two translations of settings and one t
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, ClassVar
 
 from slipstream.core.errors import InputError, nearest
+from slipstream.core.packages import import_all
 from slipstream.interop.hf import families
 from slipstream.interop.hf.fields import Fields
 from slipstream.interop.hf.weights import Rule
@@ -58,8 +57,7 @@ class Family(ABC):
 @cache
 def all_families() -> dict[str, Family]:
     """Every family: model_type -> Family."""
-    for module in pkgutil.iter_modules(families.__path__):
-        importlib.import_module(f"{families.__name__}.{module.name}")
+    import_all(families)
     return dict(sorted(Family.found.items()))
 
 

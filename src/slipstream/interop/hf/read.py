@@ -6,7 +6,6 @@ tensor. What a checkpoint claims is compared with what it holds before anything 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +127,3 @@ def _tie(model: LanguageModel, kind: Family, there: Checkpoint, used: set[str], 
 def parameter_names(model: LanguageModel) -> list[str]:
     """What is stored of a model: a tied head is not."""
     return [n for n in model.state_dict() if not (n == TIED and model.config.tie_embeddings)]
-
-
-def block_number(name: str) -> int | None:
-    """Which block a tensor of ours stands in."""
-    found = re.match(r"stack\.blocks\.(\d+)\.", name)
-    return int(found[1]) if found else None

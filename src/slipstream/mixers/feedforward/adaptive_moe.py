@@ -22,7 +22,7 @@ from slipstream.core.routed import RoutedPerToken
 from slipstream.layers.experts import Experts, expert_width
 from slipstream.layers.linear import Linear
 from slipstream.ops.balance import balance_loss, z_loss
-from slipstream.ops.choose import up_to_mass
+from slipstream.ops.choose import of_chosen, up_to_mass
 from slipstream.ops.route import router_logits
 
 
@@ -63,8 +63,7 @@ class AdaptiveMoE(RoutedPerToken, name="adaptive_moe", family="feedforward"):
         chosen = up_to_mass(p.detach(), self.config.top_p, self.most)
         if not few:
             tell(self, logits, chosen)
-        weights = p.gather(-1, chosen.clamp(max=self.n_choices - 1)).masked_fill(chosen == self.n_choices, 0.0)
-        return self.experts(x, chosen, weights.to(x.dtype), few)
+        return self.experts(x, chosen, of_chosen(p, chosen).to(x.dtype), few)
 
     def penalty(self, told: Told, load: Int[Tensor, "E"]) -> Float[Tensor, ""]:
         c, logits = self.config, told.logits

@@ -26,7 +26,7 @@ from slipstream.core.mixer import Mode
 from slipstream.core.routed import RoutedPerToken
 from slipstream.layers.experts import Experts, expert_width
 from slipstream.layers.linear import Linear
-from slipstream.ops.choose import above
+from slipstream.ops.choose import above, of_chosen
 from slipstream.ops.route import router_logits
 
 
@@ -66,8 +66,7 @@ class ThresholdMoE(RoutedPerToken, name="threshold_moe", family="feedforward"):
         chosen = above(logits.detach(), 0.0, self.most)
         if not few:
             tell(self, logits, chosen)
-        weights = logits.gather(-1, chosen.clamp(max=self.n_choices - 1)).masked_fill(chosen == self.n_choices, 0.0)
-        return self.experts(x, chosen, weights.to(x.dtype), few)
+        return self.experts(x, chosen, of_chosen(logits, chosen).to(x.dtype), few)
 
     def penalty(self, told: Told, load: Int[Tensor, "E"]) -> Float[Tensor, ""]:
         """load_e / T counts the same tokens as the mean of r."""

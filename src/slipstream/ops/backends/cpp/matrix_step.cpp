@@ -22,7 +22,8 @@ template <class R> struct Problem {
     double scale;
 };
 
-template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u) {
+// u (V) and kept (K), what is left of each row of the state, are room to work in.
+template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u, R* kept) {
     using S = Simd<R>;
     const int64_t K = p.K, V = p.V, at = b * p.heads + h;
     const R *q = p.q + b * p.q_row + h * p.q_head, *k = p.k + b * p.k_row + h * p.k_head;
@@ -31,24 +32,24 @@ template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u
     const R* fade = p.kind == NONE ? nullptr : p.log_decay + b * p.decay_row + (p.kind == ONE ? h : h * K);
     R *state = p.S + at * K * V, *o = p.o + at * V;
     const R one = fade && p.kind == ONE ? std::exp(*fade) : R(1), beta = p.beta ? p.beta[at] : R(1);
-    const auto decay = [&](int64_t i) { return p.kind == CHANNEL ? std::exp(fade[i]) : one; };
+    for (int64_t i = 0; i < K; i++) kept[i] = p.kind == CHANNEL ? std::exp(fade[i]) : one;
     const auto left = [&](int64_t d) { return (int)(V - d < S::lanes ? V - d : S::lanes); };
 
     for (int64_t d = 0; d < V; d++) o[d] = u[d] = 0;
     for (int64_t i = 0; read && i < K; i++) {
-        const R weight = read[i] * (p.undecayed ? R(1) : decay(i));
+        const R weight = read[i] * (p.undecayed ? R(1) : kept[i]);
         for (int64_t d = 0; d < V; d += S::lanes)
             S::store(u + d, S::load(u + d, left(d)) + S::load(state + i * V + d, left(d)) * weight, left(d));
     }
     for (int64_t d = 0; p.beta && d < V; d++) u[d] = beta * (v[d] - u[d]);  // the whole write, along k
     for (int64_t i = 0; i < K; i++) {
-        const R kept = decay(i), key = k[i], row = R(p.scale) * q[i], gone = erase ? erase[i] : R(0);
+        const R key = k[i], row = R(p.scale) * q[i], gone = erase ? erase[i] : R(0);
         const R own = p.bonus ? p.bonus[h * K + i] * key : R(0);
         const R* write = p.beta ? u : v;
         for (int64_t d = 0; d < V; d += S::lanes) {
             const int n = left(d);
             const auto before = S::load(state + i * V + d, n), value = S::load(write + d, n);
-            auto now = before * kept + value * key;
+            auto now = before * kept[i] + value * key;
             if (erase) now += S::load(u + d, n) * gone;
             S::store(state + i * V + d, now, n);
             S::store(o + d, S::load(o + d, n) + (p.bonus ? before + value * own : now) * row, n);
@@ -59,9 +60,9 @@ template <class R> void one_head(const Problem<R>& p, int64_t b, int64_t h, R* u
 template <class R> void step(const Problem<R>& p) {
 #pragma omp parallel if (p.batch * p.heads * p.K * p.V > WORTH_THREADS)
     {
-        std::vector<R> u(p.V);
+        std::vector<R> u(p.V), kept(p.K);
 #pragma omp for schedule(static)
-        for (int64_t at = 0; at < p.batch * p.heads; at++) one_head(p, at / p.heads, at % p.heads, u.data());
+        for (int64_t at = 0; at < p.batch * p.heads; at++) one_head(p, at / p.heads, at % p.heads, u.data(), kept.data());
     }
 }
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from slipstream.ops.backends.cpp.calls import blank, call, offer, rows, wants_gradient
+from slipstream.ops.backends.cpp.calls import as_type, blank, call, offer, rows, wants_gradient
 
 
 def run(x: Tensor, gate: Tensor) -> Tensor:
-    gate = gate.to(x.dtype)
+    gate = as_type(gate, x.dtype)
     return _SiluGate.apply(x, gate) if wants_gradient(x, gate) else _forward(x, gate)
 
 

@@ -82,13 +82,9 @@ template <> inline Simd<float>::vec Simd<float>::exp(vec x) {
     return small ? vec{} : large ? splat(INFINITY) : p * power;
 }
 
-template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
-    const double low = -708.0, high = 709.0, shift = 6755399441055744.0;  // 1.5 * 2^52
-    const ivec small = x < low, large = x > high;
-    x = small ? splat(low) : large ? splat(high) : x;
-    const vec shifted = x * 1.4426950408889634 + shift, n = shifted - shift;
-    const vec r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-    vec p = r * (1. / 6227020800.) + 1. / 479001600.;
+// The series of e^r without its first two terms, divided by r^2.
+inline Simd<double>::vec above_linear(Simd<double>::vec r) {
+    auto p = r * (1. / 6227020800.) + 1. / 479001600.;
     p = p * r + 1. / 39916800.;
     p = p * r + 1. / 3628800.;
     p = p * r + 1. / 362880.;
@@ -98,8 +94,16 @@ template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
     p = p * r + 1. / 120.;
     p = p * r + 1. / 24.;
     p = p * r + 1. / 6.;
-    p = p * r + 0.5;
-    p = p * (r * r) + r + 1.;
+    return p * r + 0.5;
+}
+
+template <> inline Simd<double>::vec Simd<double>::exp(vec x) {
+    const double low = -708.0, high = 709.0, shift = 6755399441055744.0;  // 1.5 * 2^52
+    const ivec small = x < low, large = x > high;
+    x = small ? splat(low) : large ? splat(high) : x;
+    const vec shifted = x * 1.4426950408889634 + shift, n = shifted - shift;
+    const vec r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+    const vec p = above_linear(r) * (r * r) + r + 1.;
     const vec power = (vec)(((ivec)shifted << 52) + (1023ll << 52));
     return small ? vec{} : large ? splat(INFINITY) : p * power;
 }
@@ -148,21 +152,9 @@ template <> inline Simd<float>::vec Simd<float>::exp2(vec x) {
     return at.times_power(p * r + 1.f);
 }
 
-// The series of e^(r log 2).
 template <> inline Simd<double>::vec Simd<double>::exp2(vec x) {
     const Halves<double> at(x);
     const vec r = at.rest * 0.69314718055994530942;
-    vec p = r * (1. / 6227020800.) + 1. / 479001600.;
-    p = p * r + 1. / 39916800.;
-    p = p * r + 1. / 3628800.;
-    p = p * r + 1. / 362880.;
-    p = p * r + 1. / 40320.;
-    p = p * r + 1. / 5040.;
-    p = p * r + 1. / 720.;
-    p = p * r + 1. / 120.;
-    p = p * r + 1. / 24.;
-    p = p * r + 1. / 6.;
-    p = p * r + 0.5;
-    p = p * r + 1.;
+    const vec p = above_linear(r) * r + 1.;
     return at.times_power(p * r + 1.);
 }
