@@ -57,6 +57,22 @@ def test_the_weights_are_as_readable_as_the_metrics(tmp_path):
     assert len(set(modes.values())) == 1, modes
 
 
+def test_a_run_goes_on_with_the_threads_it_began_with_and_measures_none_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("slipstream.train.run.fitting_threads", lambda work: 2)
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(settings(tmp_path, threads=None, save_every=0), stop_at(2))
+        monkeypatch.setattr("slipstream.train.run.fitting_threads", lambda work: pytest.fail("was measured again"))
+        torch.set_num_threads(1)
+        train(settings(tmp_path, threads=None))
+        assert torch.get_num_threads() == 2
+        train(settings(tmp_path, threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_a_kill_left_behind_is_swept_away(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         train(settings(tmp_path), stop_at(2))

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from slipstream.models.language_model import LanguageModel
 
-ROUNDS = 5  # of each number of threads, by turns
+ROUNDS = 5  # of each number of threads, by turns, at most
+ENOUGH = 0.5  # seconds of them: somebody waits for the first token
 LEARNING = 128  # tokens of the batch that training is measured on
 
 
@@ -30,6 +31,7 @@ def seconds_by_threads(work: Callable[[], object]) -> dict[int, float]:
     before = torch.get_num_threads()
     taken: dict[int, list[float]] = {n: [] for n in sorted({1, cores()})}
     try:
+        began = time.perf_counter()
         for turn in range(ROUNDS + 1):
             for n, seconds in taken.items():
                 torch.set_num_threads(n)
@@ -37,6 +39,8 @@ def seconds_by_threads(work: Callable[[], object]) -> dict[int, float]:
                 work()
                 if turn:  # the first warms up
                     seconds.append(time.perf_counter() - start)
+            if turn and time.perf_counter() - began > ENOUGH:
+                break
     finally:
         torch.set_num_threads(before)
     return {n: statistics.median(seconds) for n, seconds in taken.items()}

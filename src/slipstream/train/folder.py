@@ -95,14 +95,20 @@ class RunFolder:
             about = stored.metadata()
         return int(about["step"]), float(about["seconds"])
 
-    def resume(self, trainer: Trainer, threads: int | None = None) -> None:
-        """Put the trainer where the last checkpoint left it. With another number of threads sums are rounded otherwise, so a
-        run keeps the number it began with, unless it is told one."""
+    def threads(self) -> int | None:
+        """CPU threads of the last checkpoint, or None when it does not say or there is none."""
+        if not self.trainer.is_file():
+            return None
+        with self._opened() as stored:
+            found = stored.metadata().get("threads")
+        return found and int(found)
+
+    def resume(self, trainer: Trainer) -> None:
+        """Put the trainer where the last checkpoint left it."""
         at = self.position()
         if at is None:
             return
         with self._opened() as stored:
-            torch.set_num_threads(threads or int(stored.metadata().get("threads", torch.get_num_threads())))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
         trainer.restore(tensors, *at)
 

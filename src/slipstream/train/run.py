@@ -50,13 +50,14 @@ def train(config: TrainConfig, on_event: Listener = lambda event: None) -> Resul
     """
     folder = RunFolder(config.out or default_folder(run_name(config.data)))
     data = text_data(config.data, config.tokenizer, config.context, folder.tokens)
-    trainer = prepare(config, data)  # before anything is written, so that a mistake leaves nothing behind
+    begun_with = None if config.fresh else folder.threads()
+    trainer = prepare(config, data, begun_with)  # before anything is written, so that a mistake leaves nothing behind
     folder.claim(config, data.key)
     with written(folder.path):
         trainer.data = data.kept_in(folder.tokens)
     for note in data.notes:
         on_event(Note(note))
-    folder.resume(trainer, config.threads)
+    folder.resume(trainer)
     if trainer.finished and folder.model_is_there():
         on_event(Note(f"{folder.path} is finished already; --fresh starts over"))
         return _result(folder, folder.last_point())
@@ -65,11 +66,14 @@ def train(config: TrainConfig, on_event: Listener = lambda event: None) -> Resul
         return _go(trainer, folder, config, on_event, interrupt)
 
 
-def prepare(config: TrainConfig, data: TextData) -> Trainer:
-    """The model and its trainer at step 0, on the device asked for."""
+def prepare(config: TrainConfig, data: TextData, threads: int | None = None) -> Trainer:
+    """The model and its trainer at step 0, on the device asked for. threads: those that the run began with, where it has.
+
+    With another number of threads sums are rounded otherwise, so a run keeps its own unless it is told one.
+    """
     model = build(config, data)
     model.tokenizer = data.tokenizer
-    torch.set_num_threads(config.threads or fitting_threads(learning(model)))
+    torch.set_num_threads(config.threads or threads or fitting_threads(learning(model)))
     return Trainer(model.to(_device(config.device)), data, config)
 
 
