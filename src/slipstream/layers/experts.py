@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from slipstream.layers.linear import Linear
+from slipstream.layers.gated_mlp import gated_width
 from slipstream.ops.expert_mlp import expert_mlp, expert_mlp_flops
 from slipstream.ops.route import Gathered, dense
 from slipstream.ops.silu_gate import silu_gate
@@ -85,23 +85,11 @@ class Experts(nn.Module):
         return round(self.n_experts * (1 - share) ** tokens) * sum(p[0].numel() for p in self.parameters())
 
 
-class GatedMLP(nn.Module):
-    """The same network for every token, as shared experts are: one of their widths together."""
-
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (Linear(d_model, d_ff, bias=False) for _ in range(2))
-        self.down_proj = Linear(d_ff, d_model, bias=False)
-
-    def forward(self, x: Float[Tensor, "*A D"]) -> Float[Tensor, "*A D"]:
-        return self.down_proj(silu_gate(self.up_proj(x), self.gate_proj(x)))
-
-
 def expert_width(d_model: int, d_ff: int | None, d_expert: int | None, used: int) -> int:
     """As given, else so wide that the experts a token uses are together as wide as a dense SwiGLU."""
     if d_expert:
         return d_expert
-    return -(-(d_ff or -(-d_model * 8 // 48) * 16) // used)
+    return -(-(d_ff or gated_width(d_model)) // used)
 
 
 def _uniform(inputs: int, *dims: int) -> Tensor:

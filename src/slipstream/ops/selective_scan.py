@@ -9,7 +9,7 @@ it. Signed: decays from -1 to 1, with which parities can be tracked (Grazzi et a
 Without A: the implicit update of Longhorn (Liu et al. 2024, arXiv:2407.14207). The tensor B T D N never exists: a chunk
 of tokens is expanded at a time, and the backward pass makes each chunk anew from the state it began with. Within a
 chunk the channels D lie innermost (N D), so that every product is one long vector. A must be <= 0, dt >= 0, and without
-A, dt B^2 <= 1. The skip D x and the gate belong to the mixer. No second derivatives.
+A, dt B^2 <= 1. No second derivatives.
 """
 
 from __future__ import annotations

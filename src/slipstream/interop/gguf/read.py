@@ -1,10 +1,10 @@
 """A GGUF file as a model of ours: settings, tensors, tokenizer, and what is said of its use.
 
 The file's settings become those of a config.json, and its tensors get transformers' names, so that the family of interop/hf
-reads them. A file whose matrices are all in blocks that a quantised
-model can keep as they are (see packed.py) becomes one; in any other, blocks become float32 once, and the log says so. Asked for
-"int8", all are kept in 8 bits a weight, rounded where they must be. Tensors in float32 and bfloat16 are the file's own mapped
-memory; float16 becomes float32, for that is what the norms beside it are in.
+reads them. A file whose matrices are all in blocks that a quantised model can keep as they are (see packed.py) becomes one; in
+any other, blocks become float32 once, and the log says so. Asked for "int8", all are kept in 8 bits a weight, rounded where they
+must be. Tensors in float32 and bfloat16 are the file's own mapped memory; float16 becomes float32, for that is what the norms
+beside it are in.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from slipstream.core.config import MixerConfig
 from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mode
 from slipstream.core.routed import RoutedPerToken
-from slipstream.layers.experts import Experts, GatedMLP, expert_width
+from slipstream.layers.experts import Experts, expert_width
 from slipstream.layers.free_experts import FreeExperts
+from slipstream.layers.gated_mlp import GatedMLP
 from slipstream.layers.linear import Linear
 from slipstream.ops.balance import balance_loss, moved_bias, probabilities, z_loss
 from slipstream.ops.choose import in_best_groups

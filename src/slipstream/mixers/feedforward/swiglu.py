@@ -16,6 +16,7 @@ from torch import Tensor
 from slipstream.core.config import MixerConfig
 from slipstream.core.per_token import PerToken
 from slipstream.layers.activations import ACTIVATIONS, GATED, Activation
+from slipstream.layers.gated_mlp import gated_width
 from slipstream.layers.linear import Linear
 
 
@@ -37,7 +38,7 @@ class SwiGLU(PerToken, name="swiglu", family="feedforward"):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        d_ff = config.d_ff or -(-config.d_model * 8 // 48) * 16
+        d_ff = config.d_ff or gated_width(config.d_model)
         self.gate_proj = Linear(config.d_model, d_ff, bias=config.bias)
         self.up_proj = Linear(config.d_model, d_ff, bias=config.bias)
         self.down_proj = Linear(d_ff, config.d_model, bias=config.bias)

@@ -29,10 +29,8 @@ def without_storage(published: Published) -> LanguageModel:
 
 def sizes(published: Published) -> Sizes:
     model = without_storage(published)
-    total = model.n_parameters()
-    idle = sum(mixer.idle_parameters(1) for mixer in model.stack.mixers())
     return Sizes(
-        parameters=total,
-        active_parameters=total - idle,
+        parameters=model.n_parameters(),
+        active_parameters=model.n_active_parameters(),
         state_bytes={T: model.state_bytes(T) for T in CONTEXTS},
     )
