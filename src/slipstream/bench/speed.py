@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from slipstream.bench.timing import Timing, interleaved
 from slipstream.core.state import State
+from slipstream.models.captured_step import CapturedStep
 from slipstream.models.language_model import LanguageModel
 
 Tell = Callable[[float, str], None]  # share of the time that is used, what is going on
@@ -77,12 +78,12 @@ def reading(model: LanguageModel, tokens: int) -> Callable[[], object]:
 def writing(model: LanguageModel, context: int) -> Callable[[], object]:
     """STEPS tokens after a context, which is read here, untimed. The state goes on from call to call."""
     _, state = model.prefill(random_tokens(model, 1, context), model.init_state(1, context + KEPT_ROOM), logits=None)
-    return partial(_write, model, random_tokens(model, 1, 1), [state])
+    return partial(_write, CapturedStep(model), random_tokens(model, 1, 1), [state])
 
 
-def _write(model: LanguageModel, token: torch.Tensor, held: list[State]) -> None:
+def _write(step: CapturedStep, token: torch.Tensor, held: list[State]) -> None:
     for _ in range(STEPS):
-        _, held[0] = model.step(token, held[0])
+        _, held[0] = step(token, held[0])
 
 
 def training(model: LanguageModel, _: int) -> Callable[[], object]:

@@ -12,6 +12,7 @@ from slipstream.generate.config import Sampling
 from slipstream.generate.reading import read, start, write
 from slipstream.generate.stream import encode, new_seed, next_tokens, tokenizer_of
 from slipstream.generate.text import RECENT, Characters, StopStrings
+from slipstream.models.captured_step import CapturedStep
 from slipstream.models.language_model import LanguageModel
 
 
@@ -38,7 +39,7 @@ def generate_batch(
     first = new_seed() if seed is None else seed
     rows = [Row(model, row, [stop] if isinstance(stop, str) else stop, first + i) for i, row in enumerate(ids)]
     tokens, lengths = _padded(ids, next(model.parameters()).device)
-    reading, alive = read(model, start(model, len(rows)), tokens, lengths, chunk), rows
+    reading, alive, step = read(model, start(model, len(rows)), tokens, lengths, chunk), rows, CapturedStep(model)
     for _ in range(max_new_tokens):
         new = next_tokens(reading, how, [r.seed for r in alive])
         for row, token in zip(alive, new.tolist()):
@@ -49,7 +50,7 @@ def generate_batch(
         if len(going) < len(alive):
             index = torch.tensor(going, device=new.device)
             reading, new, alive = reading.rows(index), new[index], [alive[i] for i in going]
-        reading = write(model, reading, new)
+        reading = write(step, reading, new)
     return [r.text + r.stops.flush() for r in rows]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
 from slipstream.core.state import State
+from slipstream.models.captured_step import CapturedStep
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 from slipstream.ops.valid import valid_mask
@@ -127,7 +128,7 @@ def read(
 
 
 @torch.no_grad()
-def write(model: LanguageModel, reading: Reading, tokens: Int[Tensor, "B"]) -> Reading:
-    """The reading after one more token a row, by the recurrent step."""
-    logits, state = model.step(tokens[:, None], model.reserve(reading.state, 1))
+def write(step: CapturedStep, reading: Reading, tokens: Int[Tensor, "B"]) -> Reading:
+    """The reading after one more token a row, by the recurrent step. Its state is the one that the step keeps."""
+    logits, state = step(tokens[:, None], reading.state)
     return replace(reading, state=state, logits=logits[:, 0], seen=reading.seen.scatter(1, tokens[:, None], True))

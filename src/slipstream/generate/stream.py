@@ -23,6 +23,7 @@ from slipstream.generate.config import Sampling
 from slipstream.generate.reading import Reading, read, start, write
 from slipstream.generate.sampling import draw, probabilities
 from slipstream.generate.text import RECENT, Characters, StopStrings
+from slipstream.models.captured_step import CapturedStep
 from slipstream.models.language_model import LanguageModel
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
@@ -80,7 +81,7 @@ class Stream(Iterator[str | int]):
     ) -> None:
         self.model, self.how, self.most, self.seed, self.chunk = model, how, most, seed, chunk
         self.n_tokens, self.ended = 0, ""
-        self._reading, self._prompt = begun, ids
+        self._reading, self._prompt, self._step = begun, ids, CapturedStep(model)
         self._unread: Tensor | None = None  # the token written last, while the model has not read it
         self._characters: Characters | None = None
         self._pieces: Iterator[str | int] = self._texts(stops) if as_text else self._ids(stops)
@@ -110,7 +111,7 @@ class Stream(Iterator[str | int]):
             self._reading = replace(self._reading, shown=tuple(self._prompt[-RECENT:]), held=())
             self._prompt = []
         if self._unread is not None:
-            self._reading, self._unread = write(self.model, self._reading, self._unread), None
+            self._reading, self._unread = write(self._step, self._reading, self._unread), None
 
     def _tokens(self) -> Iterator[int]:
         while self.n_tokens < self.most:

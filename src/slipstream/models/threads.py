@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from slipstream.models.captured_step import CapturedStep
 from slipstream.models.language_model import LanguageModel
 
 ROUNDS = 5  # of each number of threads, by turns, at most
@@ -57,13 +58,12 @@ def fitting_threads(work: Callable[[], object]) -> int:
 def writing(model: LanguageModel) -> Callable[[], object]:
     """The work of writing a token, to be measured."""
     token = torch.zeros(1, 1, dtype=torch.long)
-    held = [model.init_state(1, 4 * ROUNDS)]
+    step, held = CapturedStep(model), [model.init_state(1, 4 * ROUNDS)]
 
-    def step() -> None:
-        with torch.no_grad():
-            _, held[0] = model.step(token, held[0])
+    def once() -> None:
+        _, held[0] = step(token, held[0])
 
-    return step
+    return once
 
 
 def learning(model: LanguageModel) -> Callable[[], object]:

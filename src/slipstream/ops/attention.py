@@ -5,7 +5,8 @@ r"""Softmax attention over the past: all of it, or a window; grouped heads; any 
 No T x T matrix is ever held: torch's scaled_dot_product_attention tiles it where the whole sequence is at hand, and where
 rows continue caches of their own lengths, keys have a bias, or logits are capped or have sinks, the queries go block by
 block, each against the keys it can see, and are read again for the gradient. The rule of torch's tiles is written out in
-ops/tiled_attention.py. A bias of queries would change nothing: a softmax sees only differences along its row.
+ops/tiled_attention.py, which is also that of the C++ kernel where no gradients are wanted. A bias of queries would change
+nothing: a softmax sees only differences along its row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from slipstream.ops.cached_attention import cached_attention
+from slipstream.ops.dispatch import operator
 from slipstream.ops.recompute import recomputed
 from slipstream.ops.softmax import PLAIN, Softmax, read, read_by_torch, read_with_lse, with_sinks
 from slipstream.ops.tile_reads import TilePlaces, read_tiles
@@ -43,10 +46,40 @@ def attention(
     key_bias is added to a key's logits, by query head. It may be a long running sum in float64: only its differences
     count, and they are taken before it is narrowed.
     """
-    if past is None:
-        if key_bias is None and softmax.by_scale_alone and (causal or lengths is None):
-            return read_by_torch(q, k, v, scale=softmax.scale, causal=causal)
-        past = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
+    if key_bias is not None:
+        return _from_caches(q, k, v, past, causal, lengths, softmax, key_bias)
+    if q.shape[1] == 1 and causal and past is not None:
+        return cached_attention(q, k, v, past + 1, softmax)
+    return full_attention(q, k, v, past, causal, lengths, softmax)
+
+
+@operator()
+def full_attention(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B S G K"],
+    v: Float[Tensor, "B S G V"],
+    past: Int[Tensor, "B"] | None,
+    causal: bool,
+    lengths: Int[Tensor, "B"] | None,
+    softmax: Softmax,
+) -> Float[Tensor, "B T H V"]:
+    """The same of many queries, without biases."""
+    if past is None and softmax.by_scale_alone and (causal or lengths is None):
+        return read_by_torch(q, k, v, scale=softmax.scale, causal=causal)
+    return _from_caches(q, k, v, past, causal, lengths, softmax, None)
+
+
+def _from_caches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: Tensor | None,
+    causal: bool,
+    lengths: Tensor | None,
+    softmax: Softmax,
+    key_bias: Tensor | None,
+) -> Tensor:
+    past = torch.zeros(len(q), dtype=torch.long, device=q.device) if past is None else past
     if (
         not torch.compiler.is_compiling()
     ):  # reading only what is filled costs a synchronisation, which a captured graph must not have
@@ -95,6 +128,7 @@ def _before(ends: Int[Tensor, "B T"], keys: int) -> Bool[Tensor, "B 1 T S"]:
     return (torch.arange(keys, device=ends.device) < ends[..., None])[:, None]
 
 
+@operator()
 def window_attention(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B S G K"],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slipstream.ops.backends.cpp.library import library
 from slipstream.ops.dispatch import Backend, Call, register
+from slipstream.ops.tape import note_kernel
 
 SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
 REAL = (torch.float32, torch.float64)
@@ -21,7 +22,9 @@ REAL = (torch.float32, torch.float64)
 def call(kernel: str, name: str, dtype: torch.dtype, tensors: Sequence[Tensor | None], *sizes: float) -> None:
     """Run a kernel's function for this dtype; the kernel is known to be there. sizes: whole numbers, or others as doubles."""
     function = _function(kernel, name, dtype, len(tensors), *map(type, sizes))
-    function(*[None if t is None else t.data_ptr() for t in tensors], *sizes)
+    arguments = (*[None if t is None else t.data_ptr() for t in tensors], *sizes)
+    function(*arguments)
+    note_kernel(function, arguments, tensors)
 
 
 @functools.cache

@@ -38,10 +38,13 @@ template <class R> struct Simd {
         else if (n > 0) std::memcpy(p, &v, n * sizeof(R));
     }
 
+    // Half of the lanes onto the other half, and so on: few steps that wait for one another.
     static inline R sum(vec v) {
-        R total = 0;
-        for (int i = 0; i < lanes; i++) total += v[i];
-        return total;
+        R part[lanes];
+        std::memcpy(part, &v, sizeof(v));
+        for (int half = lanes / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; i++) part[i] += part[i + half];
+        return part[0];
     }
 
     static inline vec splat(R x) { return x - vec{}; }
