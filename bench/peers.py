@@ -134,10 +134,8 @@ def against(
             PREFILL_LIMIT,
         )
     if work == "decode 512":
-        read = sum(p.nbytes for p in ours.parameters()) + 2 * ours.state_bytes(512)
-        yield Ratio(
-            f"{name} {work} / reading", pace(mine, kind, tokens), mine.seconds / STEPS / (read / rates[1]), DECODE_LIMIT
-        )
+        limit = ours.bytes_per_token(512) / rates[1]
+        yield Ratio(f"{name} {work} / reading", pace(mine, kind, tokens), mine.seconds / STEPS / limit, DECODE_LIMIT)
 
 
 def pace(timing: Timing, kind: str, tokens: str) -> str:

@@ -59,6 +59,7 @@ def test_state_bytes_grow_only_where_memory_does():
         "kind": "state",
         "arch": "lstm",
         "bytes": [[10, 256], [1000, 256]],
+        "moved": [[10, lstm.bytes_per_token(10)], [1000, lstm.bytes_per_token(1000)]],
     }
     assert state_record("attention", attention, [10, 1000])["bytes"] == [
         [10, 2 * 2 * 16 * 4 * 10],
@@ -76,3 +77,15 @@ def test_a_child_that_fails_says_why():
     config = language_model("attention", n_layers=1, d_model=64).config
     with pytest.raises(RuntimeError, match="-1"):
         peak_bytes(config, -1)
+
+
+def test_a_token_moves_the_weights_it_uses_and_what_is_remembered():
+    def moved(arch: str, context: int) -> int:
+        return language_model(arch, n_layers=1, d_model=16, vocab_size=64).bytes_per_token(context)
+
+    head = 64 * 16 * 4
+    assert moved("mlp(d_ff=32)/none", 0) == head + 2 * 16 * 32 * 4
+    assert moved("attention/none", 9) - moved("attention/none", 0) == 9 * 2 * 16 * 4
+    assert moved("lstm/none", 9) == moved("lstm/none", 0)
+    two, four = (moved(f"moe(n_experts={n}, top_k=1, normalised=false, d_expert=8)/none", 0) for n in (2, 4))
+    assert four - two == 2 * 16 * 4  # rows of the router; experts that are not chosen are not read

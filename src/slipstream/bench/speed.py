@@ -116,5 +116,10 @@ def _record(name: str, found: dict[tuple[str, int], dict[str, Timing]]) -> Recor
 
 
 def state_record(name: str, model: LanguageModel, contexts: Sequence[int]) -> Record:
-    """Bytes one sequence keeps after so many tokens: read off the mixers' slots, not measured."""
-    return {"kind": "state", "arch": name, "bytes": [[n, model.state_bytes(n)] for n in contexts]}
+    """Bytes one sequence keeps after so many tokens, and bytes the next token moves: read off the mixers' slots, not measured."""
+    return {
+        "kind": "state",
+        "arch": name,
+        "bytes": [[n, model.state_bytes(n)] for n in contexts],
+        "moved": [[n, model.bytes_per_token(n)] for n in contexts],
+    }

@@ -121,7 +121,7 @@ class Mixer(nn.Module, ABC):
         weights = sum(p.nbytes for p in self.parameters())
         weights += sum(b.nbytes for m in projections for b in m.buffers())  # codes and scales of quantised ones
         weights -= self.idle_parameters(tokens) * self._activations()[0].itemsize
-        moved = 0 if mode == "forward" else 2 * B * self.state_bytes(T)
+        moved = 0 if mode == "forward" else B * self.state_moved(T)
         return Cost(2.0 * linear * tokens + self.op_flops(T, B, mode), weights + moved)
 
     def _activations(self) -> tuple[torch.dtype, torch.device]:
@@ -145,8 +145,15 @@ class Mixer(nn.Module, ABC):
 
     def state_bytes(self, T: int) -> int:
         """Bytes one sequence keeps after T tokens: read off the slots, never typed by hand."""
+        return sum(n for _, n in self._slot_bytes(T))
+
+    def state_moved(self, T: int) -> int:
+        """Bytes of them that the next token moves: all are read, and those written again that do not grow."""
+        return sum(n if s.grows else 2 * n for s, n in self._slot_bytes(T))
+
+    def _slot_bytes(self, T: int) -> list[tuple[Slot, int]]:
         dtype, _ = self._activations()
-        return sum(torch.Size(s.after(T)).numel() * s.dtype_beside(dtype).itemsize for s in self.slots().values())
+        return [(s, torch.Size(s.after(T)).numel() * s.dtype_beside(dtype).itemsize) for s in self.slots().values()]
 
     def reserve(self, state: State, tokens: int) -> State:
         """The state with room for so many more tokens in its growing slots (at least doubled, so that streams stay cheap)."""

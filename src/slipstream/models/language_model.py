@@ -96,6 +96,11 @@ class LanguageModel(nn.Module):
         """Bytes one sequence of so many tokens keeps."""
         return sum(m.state_bytes(tokens) for m in self.stack.mixers())
 
+    def bytes_per_token(self, context: int) -> int:
+        """Bytes that writing one token after so many moves: the weights it uses, and its state. Norms are not counted."""
+        head = sum(t.nbytes for t in (*self.head.parameters(), *self.head.buffers()))
+        return head + sum(m.cost(context, 1, "step").bytes for m in self.stack.mixers())
+
     def n_parameters(self) -> int:
         """Parameters, a tied matrix counted once, a quantised one as what it was."""
         packed = (m for m in self.modules() if isinstance(m, QuantisedLinear))

@@ -45,6 +45,7 @@ class Row:
     prefill: dict[int, Measure] = field(default_factory=dict)  # seconds
     decode: dict[int, Measure] = field(default_factory=dict)  # ms
     state: dict[int, Measure] = field(default_factory=dict)  # bytes
+    moved: dict[int, Measure] = field(default_factory=dict)  # bytes, for one more token
     gaps: list[str] = field(default_factory=list)
 
     def prefill_rate(self, length: int) -> Measure | None:
@@ -124,7 +125,9 @@ def _row(arch: str, records: list[Record]) -> Row:
     speed = _last(records, "speed")
     row.prefill = {int(n): timing(s, spread) for n, s, spread in speed.get("prefill", [])}
     row.decode = {int(n): timing(ms, spread) for n, ms, spread in speed.get("decode", [])}
-    row.state = {int(n): exactly(size) for n, size in _last(records, "state").get("bytes", [])}
+    state = _last(records, "state")
+    row.state = {int(n): exactly(size) for n, size in state.get("bytes", [])}
+    row.moved = {int(n): exactly(size) for n, size in state.get("moved", [])}
     return row
 
 
