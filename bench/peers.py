@@ -7,7 +7,7 @@ medians of runs that take turns; "busy" is CPU time over wall time, which is bel
 core. The limits are those of the machine, measured in the same run: what its matrix products take for as many operations, and
 what it takes to read as many bytes.
 
-    pip install transformers && python bench/peers.py
+    pip install transformers mambapy && python bench/peers.py
     python bench/peers.py --peers mamba --work "prefill 2048" --seconds 60
 """
 
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ LINEAR = (
 
 def main() -> int:
     parser = options(__doc__, seconds=20, threads=2)
-    parser.add_argument("--peers", default=",".join(PEERS), help='which classes; "" for none')
+    there = [name for name in PEERS if name != "mambapy" or find_spec(name)]
+    parser.add_argument("--peers", default=",".join(there), help='which classes; "" for none')
     parser.add_argument("--work", default="prefill 512,prefill 2048,decode 512,train", help=f"of {', '.join(WORK)}")
     parser.add_argument("--mixers", default=",".join(LINEAR), help='held to the matrix-product limit; "" for none')
     parser.add_argument(
@@ -247,8 +249,14 @@ def built(name: str, **fields: Any) -> nn.Module:
     return getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
 
 
-def mamba(layers: int) -> nn.Module:
-    return built("Mamba", config="MambaConfig", hidden_size=D_MODEL, num_hidden_layers=layers or 24, state_size=16)
+def mamba(layers: int, **fields: Any) -> nn.Module:
+    sizes = {"hidden_size": D_MODEL, "num_hidden_layers": layers or 24, "state_size": 16}
+    return built("Mamba", config="MambaConfig", **sizes, **fields)
+
+
+def mambapy(layers: int) -> nn.Module:
+    """The same by the parallel scan of that package, where theirs has a loop without it."""
+    return mamba(layers, use_mambapy=True)
 
 
 def mamba2(layers: int) -> nn.Module:
@@ -291,7 +299,7 @@ def recurrent_gemma(layers: int) -> nn.Module:
 
 
 PEERS: dict[str, Callable[[int], nn.Module]] = {
-    f.__name__: f for f in (mamba, mamba2, qwen3_5, rwkv, xlstm, llama, lfm2, recurrent_gemma)
+    f.__name__: f for f in (mamba, mamba2, qwen3_5, rwkv, xlstm, llama, lfm2, recurrent_gemma, mambapy)
 }
 
 if __name__ == "__main__":

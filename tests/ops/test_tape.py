@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -115,3 +118,17 @@ def test_asking_what_a_weight_is_is_no_matter():
 def test_wants_no_gradients():
     with torch.enable_grad(), pytest.raises(AssertionError, match="no gradients"):
         record(lambda: [torch.ones(1)], [])
+
+
+def test_recording_does_not_load_torchs_compiler():
+    """Which takes seconds, and somebody waits for the first token."""
+    program = """
+import sys, torch
+from slipstream.ops.tape import record
+with torch.no_grad():
+    x = torch.ones(2)
+    record(lambda: [torch.nn.functional.embedding(x.long(), torch.ones(3, 4)) * x.sum()], [x])
+print("torch._dynamo" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

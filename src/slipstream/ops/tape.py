@@ -88,6 +88,11 @@ class _Entry:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a tape is recorded. To be told to skip it, torch loads its compiler, for seconds."""
+        return False
+
     def __init__(self, varying: Sequence[Tensor]) -> None:
         super().__init__()
         self.given = set(map(_storage, varying))
