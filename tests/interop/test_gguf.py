@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import gguf
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from slipstream.interop.gguf.container import GGUF
 from slipstream.interop.gguf.write import save_gguf
 from slipstream.layers.quantised_linear import QuantisedLinear
 
-from .theirs import close, in_pieces, seeded, their_model, tokens
+from .theirs import COMMON, close, in_pieces, seeded, their_model, tokens
 
 GEMMA = {"num_hidden_layers": 7, "query_pre_attn_scalar": 8, "sliding_window": 6, "tie_word_embeddings": True}
 LLAMA31 = {
@@ -41,6 +44,78 @@ BARE = {
     "conv_kernel": 4,
     "tie_word_embeddings": True,
 }
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "truncate": False,
+}
+GRANITE = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 6.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 6,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 8,
+}
+FALCON = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 6, "mamba_chunk_size": 8}
+FALCON_SCALES = {
+    "embedding_multiplier": 2.5,
+    "lm_head_multiplier": 0.4,
+    "key_multiplier": 0.6,
+    "attention_in_multiplier": 1.2,
+    "attention_out_multiplier": 0.7,
+    "ssm_in_multiplier": 1.4,
+    "ssm_out_multiplier": 0.5,
+    "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+    "mlp_multipliers": [1.3, 0.6],
+}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "v_head_dim": 6,
+    "routed_scaling_factor": 1.7,
+}
+STRETCHED = {**YARN, "truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707}
+NEMOTRON = {
+    **{k: v for k, v in COMMON.items() if k != "num_hidden_layers"},
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 12,
+    "ssm_state_size": 6,
+    "n_groups": 2,
+    "chunk_size": 8,
+}
+LFM2 = {
+    **{k: v for k, v in COMMON.items() if k not in ("rms_norm_eps", "tie_word_embeddings", "head_dim")},
+    "layer_types": ["conv", "conv", "full_attention", "conv"],
+    "norm_eps": 1e-5,
+}
+QWEN3_NEXT = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 16,
+    "shared_expert_intermediate_size": 48,
+    "norm_topk_prob": True,
+    **EXPERTS,
+}
 THEIRS = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
@@ -52,26 +127,59 @@ THEIRS = {
     "gemma2": ("gemma2", GEMMA | {"num_hidden_layers": 4}),
     "gemma3": ("gemma3_text", GEMMA),
     "olmo2": ("olmo2", {"head_dim": 8}),
-    "lfm2": (
-        "lfm2",
+    "lfm2": ("lfm2", LFM2 | {"block_auto_adjust_ff_dim": False}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3}),
+    "qwen3moe": ("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
+    "olmoe": ("olmoe", {"num_experts": 5, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
+    "gpt-oss": (
+        "gpt_oss",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7, "rope_parameters": YARN},
+    ),
+    "jamba": ("jamba", {"num_experts": 5, "attn_layer_period": 2, "attn_layer_offset": 1}),
+    "jamba dense": (
+        "jamba",
         {
-            "vocab_size": 61,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "norm_eps": 1e-5,
-            "block_auto_adjust_ff_dim": False,
-            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "attn_layer_period": 3,
+            "attn_layer_offset": 2,
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_dt_rank": 3,
+            "mamba_d_state": 8,
         },
     ),
+    "granite": ("granitemoehybrid", GRANITE | {"num_local_experts": 5, "shared_intermediate_size": 96}),
+    "granite dense": (
+        "granitemoehybrid",
+        GRANITE | {"num_local_experts": 0, "shared_intermediate_size": 40, "position_embedding_type": "rope"},
+    ),
+    "nemotron_h": ("nemotron_h", NEMOTRON),
+    "falcon-h1": ("falcon_h1", FALCON),
+    "falcon-h1 norm": (
+        "falcon_h1",
+        FALCON | {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_n_groups": 2},
+    ),
+    "qwen3next": ("qwen3_next", QWEN3_NEXT),
+    "deepseek v2": ("deepseek_v2", DEEPSEEK),
+    "deepseek v2 lite": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "rope_parameters": STRETCHED}),
+    "deepseek v3": ("deepseek_v3", DEEPSEEK | {"n_group": 3, "topk_group": 2, "norm_topk_prob": True}),
+    "lfm2moe": ("lfm2_moe", LFM2 | EXPERTS | {"num_dense_layers": 1}),
     "mamba": ("mamba", BARE | {"state_size": 4, "time_step_rank": 3}),
     "mamba2": ("mamba2", BARE | {"num_heads": 4, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 8}),
 }
-WITH_ONE = ("gemma2", "gemma3")  # norms are kept with one added
-ALONE = ("mamba", "mamba2", "lfm2")  # settings that other families do not have
-WITH_RATES = ("mamba", "mamba2")  # rates are kept without their logarithm
+WITH_ONE = ("gemma2", "gemma3", "qwen3next")  # norms are kept with one added
+ALONE = ("mamba", "mamba2", "lfm2", "lfm2moe", "nemotron_h")  # settings that other families do not have
+WITH_RATES = (
+    "mamba",
+    "mamba2",
+    "jamba",
+    "jamba dense",
+    "granite",
+    "granite dense",
+    "nemotron_h",
+    "qwen3next",
+    "falcon-h1",
+    "falcon-h1 norm",
+)  # rates are kept without their logarithm
 WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 THEIR_READER = {  # with what transformers' reader of GGUF takes from its defaults, whatever the file says
     "llama": {},
@@ -87,6 +195,8 @@ THEIR_READER = {  # with what transformers' reader of GGUF takes from its defaul
 def theirs_and_ours(case, folder, **more):
     model_type, fields = THEIRS[case]
     theirs = seeded(model_type, **fields) if case in ALONE else their_model(model_type, **fields | more)
+    if "num_experts_per_tok" in fields:
+        theirs.set_experts_implementation("eager")
     theirs.save_pretrained(folder / "theirs")
     return theirs, ss.load(folder / "theirs")
 
@@ -109,6 +219,15 @@ def test_a_model_comes_back_bit_by_bit(case, tmp_path):
     assert save_gguf(back, tmp_path / "b.gguf") == architecture
     if case not in WITH_RATES:
         assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_multipliers_become_a_part_of_weights(tmp_path):
+    _, ours = theirs_and_ours("falcon-h1", tmp_path, **FALCON_SCALES)
+    assert save_gguf(ours, tmp_path / "a.gguf") == "falcon-h1"
+    back, x = ss.load(tmp_path / "a.gguf"), tokens(61)
+    assert ours.config.embedding_scale == 2.5 and back.config.embedding_scale == 1
+    with torch.no_grad():
+        close(back(x), ours(x), 1e-5)
 
 
 @pytest.mark.parametrize("case", THEIR_READER)
@@ -142,14 +261,15 @@ def padded(tensor, shape):
 def test_names_are_those_of_llama_cpp(name, tmp_path):
     case = next(c for c, (model_type, _) in THEIRS.items() if model_type == all_architectures()[name].model_type)
     _, ours = theirs_and_ours(case, tmp_path)
+    architecture = all_architectures()[name].name
     assert save_gguf(ours, tmp_path / "a.gguf", name) == name
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
-    of_arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
+    of_arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture)
     known = {gguf.TENSOR_NAMES[t].format(bid=b, id=0, xid=0) for t in gguf.MODEL_TENSORS[of_arch] for b in range(7)}
     assert {t.name.removesuffix(".weight").removesuffix(".bias") for t in reader.tensors} <= known
-    assert reader.fields["general.architecture"].contents() == name
+    assert reader.fields["general.architecture"].contents() == architecture
     keys = [v for part in vars(gguf.Keys).values() if isinstance(part, type) for v in vars(part).values()]
-    keys = {key.replace("{arch}", name) for key in keys if isinstance(key, str)}
+    keys = {key.replace("{arch}", architecture) for key in keys if isinstance(key, str)}
     assert {key for key in reader.fields if not key.startswith("GGUF.")} <= keys
     for stored in reader.tensors:
         mine = GGUF(tmp_path / "a.gguf").raw(stored.name).numpy()
@@ -241,6 +361,13 @@ def test_other_blocks_become_numbers_or_are_rounded_and_it_is_said(kind, tmp_pat
     assert f"15 matrices of {kind}" in caplog.text
     ours, theirs = packed.stack.blocks[0].mixers[1].up_proj.weight, plain.stack.blocks[0].mixers[1].up_proj.weight
     assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_reading_does_not_import_torchs_compiler(tmp_path):
+    """Which takes longer than most models."""
+    save_gguf(ss.language_model("attention(n_heads=2)", n_layers=1, d_model=32), tmp_path / "a.gguf")
+    script = "import sys, slipstream as ss; ss.load(sys.argv[1]); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script, tmp_path / "a.gguf"], check=True, timeout=300)
 
 
 def test_what_llama_cpp_cannot_say_is_refused(tmp_path):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import struct
 
+import numpy as np
 import pytest
 import torch
 
 import slipstream as ss
 from slipstream.core.errors import InputError
 from slipstream.data.tokenizer import byte_tokenizer
+from slipstream.interop.gguf.container import GGUF
 from slipstream.interop.gguf.container_out import write_gguf
 from slipstream.interop.gguf.write import save_gguf
+
+from .test_gguf import theirs_and_ours
 
 HEADER = 4 + 4 + 8 + 8  # magic, version, tensors, settings
 
@@ -125,10 +129,10 @@ TENSORS = {"token_embd.weight": torch.zeros(16, 8), **BLOCK}
         ({"llama.embedding_length": 1 << 24, "llama.attention.key_length": 4}, {}, "should make"),
         ({"llama.attention.head_count": 0}, {}, "a whole number from 1"),
         ({"llama.attention.head_count": [2, 2]}, {}, "must be a whole number"),
-        ({"llama.expert_count": 8}, {}, "expert_count"),
+        ({"llama.expert_count": 8}, {}, "expert_used_count"),
         ({"llama.new_kind_of_scale": 0.5}, {}, "new_kind_of_scale"),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, {}, "finite"),
-        ({"split.count": 3}, {}, "join them"),
+        ({"split.count": 3}, {}, "one of 3 parts"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "a"]}, {}, "twice"),
         ({}, {"blk.0.attn_q.weight": torch.zeros(7, 8)}, "should make"),
         ({}, {"blk.0.attn_q.weight": torch.zeros(8)}, "should make"),
@@ -145,6 +149,48 @@ def test_what_does_not_fit_together(settings, tensors, said, tmp_path):
     with pytest.raises(InputError, match=said) as error:
         ss.load(tmp_path / "x.gguf")
     assert "\n" not in str(error.value)
+
+
+ODD = [
+    0,
+    1,
+    2,
+    3,
+    5,
+    64,
+    1 << 20,
+    1 << 31,
+    0.5,
+    1e30,
+    float("nan"),
+    True,
+    False,
+    "x",
+    [0] * 4,
+    [2] * 4,
+    [0, 2, 0, 2],
+    [0.5],
+]
+MIXED = ["mixtral", "gpt-oss", "jamba", "granite", "nemotron_h", "falcon-h1", "qwen3next", "lfm2moe", "deepseek v2"]
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_odd_settings_and_tensors_are_refused_or_read(case, tmp_path):
+    save_gguf(theirs_and_ours(case, tmp_path)[1], tmp_path / "a.gguf")
+    file, draw = GGUF(tmp_path / "a.gguf"), random.Random(0)
+    said = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in file.settings.items()}
+    tensors = {n: file.raw(n).view(torch.float32).view(t.shape) for n, t in file.tensors.items()}
+    own, refusals = [n for n in said if not n.startswith(("general.", "tokenizer."))], 0
+    for _ in range(20):
+        name, changed = draw.choice(list(tensors)), dict(tensors)
+        changed[name] = draw.choice([tensors[name], tensors[name][:1].contiguous()])
+        write_gguf(tmp_path / "x.gguf", said | {draw.choice(own): draw.choice(ODD)}, changed)
+        try:
+            ss.load(tmp_path / "x.gguf")
+        except InputError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+    assert refusals > 5
 
 
 def test_what_fits_is_read(tmp_path):

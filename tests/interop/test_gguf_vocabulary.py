@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import slipstream as ss
 from slipstream.core.errors import InputError
 from slipstream.data.tokenizer import byte_tokenizer, train_bpe
+from slipstream.interop.gguf.cuts import cuts_in_two
 from slipstream.interop.gguf.splitting import BY_NAME, splitter
 from slipstream.interop.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from slipstream.interop.gguf.vocabulary_out import their_vocabulary
@@ -70,6 +71,16 @@ def test_scores_merge_as_a_plain_loop_does():
     for _ in range(200):
         text = "".join(draw.choice([*"thecasm t  ", "é", "the ", " cat", "😀"]) for _ in range(draw.randrange(30)))
         assert tokenizer.encode(text, add_special_tokens=False).ids == by_hand(settings, text), text
+
+
+def test_all_cuts_in_two_are_found():
+    draw = random.Random(2)
+    tokens = list({"".join(draw.choice("ab é😀▁") for _ in range(draw.randrange(1, 9))) for _ in range(3000)})
+    words, known = tokens[::2], set(tokens)
+    assert cuts_in_two(words, tokens) == [
+        (w[:at], w[at:]) for w in words for at in range(1, len(w)) if w[:at] in known and w[at:] in known
+    ]
+    assert cuts_in_two(["ab"], ["a", "ab"]) == cuts_in_two([], ["a"]) == []
 
 
 @pytest.mark.parametrize("prefix", [True, False])

@@ -53,18 +53,31 @@ def test_qwen3_5(case, tmp_path):
     hold_to(their_model("qwen3_5_text", **fields), tmp_path)
 
 
-def test_qwen3_5_beside_a_network_for_images(tmp_path):
-    """As it is published: the text's settings and tensors one deeper, and tensors that are no part of it."""
-    sizes = {k: v for k, v in QWEN.items() if "expert" not in k and not k.startswith("m")}
-    model = their_model("qwen3_5_text", **sizes)
+QWEN3_5_MOE = {"plain": {}, "kinds": QWEN3_NEXT["kinds"], "wide shared one": {"shared_expert_intermediate_size": 48}}
+
+
+@pytest.mark.parametrize("case", QWEN3_5_MOE)
+def test_qwen3_5_moe(case, tmp_path):
+    model = their_model("qwen3_5_moe_text", **QWEN | QWEN3_5_MOE[case])
+    model.set_experts_implementation("eager")
+    hold_to(model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+def test_qwen3_5_beside_a_network_for_images(kind, tmp_path):
+    """As it is published: the text's settings and tensors one deeper, experts of a layer as one tensor, and tensors that are no
+    part of it."""
+    dense = {k: v for k, v in QWEN.items() if "expert" not in k and not k.startswith("m")}
+    model = their_model(f"{kind}_text", **(QWEN if kind.endswith("moe") else dense))
     model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {n: t for n, t in load_file(tmp_path / "model.safetensors").items() if ".experts." not in n}
+    tensors |= {n: t for n, t in model.state_dict().items() if ".experts." in n}
     tensors = {n.replace("model.", "model.language_model.", 1): t for n, t in tensors.items()}
     others = {"model.visual.patch_embed.proj.weight": torch.zeros(2), "mtp.norm.weight": torch.zeros(2)}
     save_file(tensors | others, tmp_path / "model.safetensors", {"format": "pt"})
     text = json.loads((tmp_path / "config.json").read_text())
     text["rope_parameters"] |= {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
-    about = {"model_type": "qwen3_5", "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 60}
+    about = {"model_type": kind, "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 60}
     (tmp_path / "config.json").write_text(json.dumps(about))
     x = tokens(61)
     with torch.no_grad():

@@ -33,6 +33,11 @@ def test_pattern_counts_settings_and_feedforward():
     assert blocks[0].parts[1].settings == {"d_ff": 8}
 
 
+def test_a_list_among_the_settings():
+    (block,) = parse("longnet(segments=[8, 16], rates=[1, 2])/none")
+    assert block.parts[0].settings == {"segments": [8, 16], "rates": [1, 2]}
+
+
 def test_pattern_repeats_to_depth():
     names = [b.parts[0].name for b in layers("2*sliding_window, attention", 7)]
     assert names == ["sliding_window", "sliding_window", "attention"] * 2 + ["sliding_window"]
@@ -49,6 +54,7 @@ def test_pattern_repeats_to_depth():
         ("attention/swigloo", "did you mean swiglu"),
         ("0*attention", "count from 1"),
         ("attention(n_heads)", "key=value"),
+        ("attention(n_heads=[2)", r"cannot read '\[2'"),
         ("attention(d_model=3)", "no setting 'd_model'"),
     ],
 )

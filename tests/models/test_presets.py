@@ -82,7 +82,19 @@ def test_presets_are_models_at_a_small_size(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["jamba", "samba", "hymba", "qwen3_next", "llama", "deepseek_v3", "granite_hybrid", "kimi_linear", "lfm2"]
+    "name",
+    [
+        "jamba",
+        "samba",
+        "hymba",
+        "qwen3_next",
+        "llama",
+        "deepseek_v3",
+        "granite_hybrid",
+        "kimi_linear",
+        "lfm2",
+        "zamba2",
+    ],
 )
 def test_presets_are_compared_at_equal_parameters(name):
     config = sized(name, 3_000_000, 256, None, None)

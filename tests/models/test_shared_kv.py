@@ -26,6 +26,17 @@ MODELS = {  # pattern, n_layers, share_kv
         3,
         3,
     ),
+    "windows": (
+        "sliding_window(window=6), attention, 2*sliding_window(window=6, own_kv=false), attention(own_kv=false)",
+        5,
+        1,
+    ),
+    "windows, all settings": (
+        "sliding_window(window=4, n_heads=2, conv_size=3, qk_norm=true, softcap=5.0, sinks=true, gated=true), "
+        "sliding_window(window=4, n_heads=2, conv_size=3, qk_norm=true, softcap=5.0, sinks=true, gated=true, own_kv=false)/none",
+        2,
+        1,
+    ),
     "by the pattern": ("attention(qk_norm=true), attention(qk_norm=true, own_kv=false)/none", 4, 1),
 }
 
@@ -143,6 +154,16 @@ def test_the_state_holds_one_cache_for_all_that_share(pattern, n_layers, share_k
     assert plain.n_parameters() - shared.n_parameters() == (layers_ - caches) * 2 * 32 * 32
 
 
+def test_a_window_that_is_shared_is_kept_once():
+    pattern, n_layers, _ = MODELS["windows"]
+    shared = ss.language_model(pattern, n_layers=n_layers, d_model=32, vocab_size=50)
+    plain = ss.language_model(
+        pattern.replace(", own_kv=false", "").replace("(own_kv=false)", ""), n_layers=5, d_model=32
+    )
+    a_window, a_cache = 2 * 32 * 4 * 5, 2 * 32 * 4 * 40
+    assert plain.state_bytes(40) - shared.state_bytes(40) == 2 * a_window + a_cache
+
+
 def test_states_are_cloned_chosen_joined_and_stored_as_any(tmp_path, tokens):
     model, rest = model_of("yoco"), slice(9, None)
     want = model(tokens)[:, rest]
@@ -180,6 +201,7 @@ def test_who_reads_whose():
     assert table("attention", 4, 1) == {}
     assert table("attention", 5, 2) == {"1.0": "0.0", "3.0": "2.0"}
     assert table("4*sliding_window, 4*attention", 8, 4) == {"5.0": "4.0", "6.0": "4.0", "7.0": "4.0"}
+    assert table(MODELS["windows"][0], 5, 1) == {"2.0": "0.0", "3.0": "0.0", "4.0": "1.0"}
     assert table("mamba, attention", 6, 2) == {"3.0": "1.0"}
     assert table("attention/attention", 2, 2) == {"0.1": "0.0", "1.1": "1.0"}
     # only layers of one kind share: these have other heads

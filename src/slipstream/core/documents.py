@@ -39,7 +39,7 @@ def unpack(row: Tensor, bounds: list[int], group: list[int]) -> tuple[Tensor, In
 
 
 def over_documents(
-    f: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "1 T D"], cu_seqlens: Int[Tensor, "N"]
+    f: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "1 T I"], cu_seqlens: Int[Tensor, "N"]
 ) -> Float[Tensor, "1 T D"]:
     """Apply f(rows, lengths) to each document as if it were alone, and lay the outputs out as they came."""
     if x.shape[0] != 1:

@@ -1,4 +1,4 @@
-"""The contract of attention that can lend its keys and values to later layers, and do with those of an earlier one."""
+"""The contract of a mixer that hands what it made of these tokens to later layers, and may be handed that of an earlier one."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ from slipstream.core.documents import over_documents
 from slipstream.core.mixer import Mixer
 from slipstream.core.state import State
 
-KV = tuple[Tensor, Tensor]
+Lent = tuple[Tensor, ...]
 
 
 class Lender(Mixer):
-    """Abstract. With Config.own_kv (a field of every such mixer) false, a mixer has no keys and values of its own, neither
-    weights nor slots, and runs only where it is handed those of another, its lender: one of its class with the same settings.
+    """Abstract. What is lent is a subclass's matter: attention lends keys and values (after a prefill or step, those of all
+    tokens so far), and with Config.own_kv false does with another's; RWKV-7 lends values, and with Config.value_residual
+    true mixes them with its own. Who needs what another has runs only where it is handed that of its lender: a layer before
+    it, of its class with the same settings.
 
-    Whoever lends is called as ever. Subclasses write `attend` and `borrow`, beside what a mixer does by itself.
+    forward, prefill and step are those of a mixer by itself. Subclasses write the three below, which take what is lent, or
+    None, and give what this layer lends.
     """
 
     @abstractmethod
-    def attend(
-        self, x: Float[Tensor, "B T D"], kv: KV | None = None, lengths: Int[Tensor, "B"] | None = None
-    ) -> tuple[Float[Tensor, "B T D"], KV]:
-        """Whole sequences, and the keys and values they read: their own when kv is None."""
+    def share_fresh(
+        self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Lent]:
+        """Whole sequences."""
 
     @abstractmethod
-    def borrow(
-        self, x: Float[Tensor, "B T D"], state: State, lender: State, lengths: Int[Tensor, "B"] | None = None
-    ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Prefill and step of a mixer without its own. lender: the state of its lender after these same tokens."""
+    def share_prefill(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: State,
+        lent: Lent | None = None,
+        lengths: Int[Tensor, "B"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], State, Lent]:
+        """Prefill."""
+
+    @abstractmethod
+    def share_step(
+        self, x: Float[Tensor, "B 1 D"], state: State, lent: Lent | None = None
+    ) -> tuple[Float[Tensor, "B 1 D"], State, Lent]:
+        """Step."""
 
     def share(
-        self, x: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None, lent: list[KV] | None = None
-    ) -> tuple[Float[Tensor, "B T D"], list[KV]]:
-        """As forward, with what it read, for others: a pair for every group of documents, or one. lent: such a list."""
-        read: list[KV] = []
+        self, x: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None, lent: list[Lent] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], list[Lent]]:
+        """Forward. Lent is one a group of documents, or one."""
+        made: list[Lent] = []
 
         def rows(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-            y, kv = self.attend(x, lent[len(read)] if lent else None, lengths)
-            read.append(kv)
+            y, own = self.share_fresh(x, lent[len(made)] if lent else None, lengths)
+            made.append(own)
             return y
 
-        return (rows(x) if packed is None else over_documents(rows, x, packed)), read
-
-    def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.attend(x, None, lengths)[0]
+        return (rows(x) if packed is None else over_documents(rows, x, packed)), made

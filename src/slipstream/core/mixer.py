@@ -49,6 +49,7 @@ class Mixer(nn.Module, ABC):
     oracle: ClassVar[str] = ""  # what it is checked against, and where
     limits: ClassVar[Mapping[str, str]] = {}  # mode -> why it cannot be done; the laws assert the refusal
     no_weight_decay: ClassVar[tuple[str, ...]] = ()  # names of parameters the optimiser must not shrink
+    untied: ClassVar[tuple[str, ...]] = ()  # parts that layers with one set of weights have each of their own
     no_gradient: ClassVar[tuple[str, ...]] = ()  # parts that only choose: no output has a gradient for their parameters
     cost_is_most: ClassVar[bool] = False  # the work depends on what is read, and cost() is the most it can be
 
@@ -80,8 +81,11 @@ class Mixer(nn.Module, ABC):
         lengths: rows are right-padded; each row's state is the one after its own last token. Outputs at padding mean nothing.
         """
 
-    def forward(self, x: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T D"]:
-        """PARALLEL: whole sequences, for training. packed: cu_seqlens of documents in one (1 T D) row."""
+    def forward(self, x: Float[Tensor, "B T I"], packed: Int[Tensor, "N"] | None = None) -> Float[Tensor, "B T D"]:
+        """PARALLEL: whole sequences, for training. packed: cu_seqlens of documents in one (1 T D) row.
+
+        x is d_model wide (I = D), but for a mixer that reads the embedding beside it.
+        """
         if packed is not None:
             return over_documents(lambda rows, lengths: self._from_fresh(rows, lengths), x, packed)
         return self._from_fresh(x)

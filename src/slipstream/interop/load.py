@@ -1,4 +1,5 @@
-"""A model from wherever it is: what slipstream saved, a Hugging Face folder of a known family, a GGUF file, or a hub name."""
+"""A model from wherever it is: what slipstream saved, a Hugging Face folder of a known family, a file (GGUF, RWKV-7's .pth), or
+a hub name."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def load(path: str | Path, dtype: torch.dtype | str | None = None) -> LanguageModel:
-    """The model in a folder (or beside a model.safetensors file), or in a .gguf file, with its tokenizer, ready to run.
+    """The model in a folder (or beside a model.safetensors file), or in a .gguf file, with its tokenizer, ready to run; or in a
+    .pth file of RWKV-7, which has no tokenizer.
 
     "org/name" is, where there is no folder org, a name on the Hugging Face hub. dtype: of the weights, such as "float32"; as
     they are stored when None. Raises InputError when there is no model, when it is of an unknown kind, or when a file is damaged.
@@ -30,6 +32,10 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None) -> LanguageMo
         from slipstream.interop.gguf.read import load_gguf
 
         return load_gguf(folder, dtype)
+    if folder.is_file() and folder.suffix == ".pth":
+        from slipstream.interop.rwkv7 import load_rwkv7
+
+        return load_rwkv7(folder, dtype)
     home = folder.parent if folder.suffix == ".safetensors" else folder
     if _is_foreign(home / "config.json"):
         from slipstream.interop.hf.read import load_hf

@@ -79,10 +79,15 @@ class GroupedQKV(nn.Module):
         return [(n, c) for n, c in self.convs.items() if isinstance(c, ShortConv)]
 
     def forward(
-        self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        state: State,
+        lengths: Int[Tensor, "B"] | None = None,
+        adapters: nn.ModuleDict | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """q, k, v and the new states of the convolutions; positions go on from state.length."""
-        heads, states = self._heads(x, state, lengths)
+        """q, k, v and the new states of the convolutions; positions go on from state.length. adapters: what is added to the
+        projections of x to q, k and v."""
+        heads, states = self._heads(x, state, lengths, adapters)
         return *self._all(heads), states
 
     def queries(
@@ -92,8 +97,10 @@ class GroupedQKV(nn.Module):
         heads, states = self._heads(x, state, lengths)
         return heads["q"], states
 
-    def reference(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
-        line = self._lines(x)
+    def reference(
+        self, x: Float[Tensor, "B T D"], adapters: nn.ModuleDict | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        line = self._lines(x, adapters)
         line |= {n: conv.reference(line[n]) for n, conv in self._convs()}
         return self._all(self._by_heads(line, torch.arange(x.shape[1]).expand(x.shape[0], -1)))
 
@@ -102,14 +109,17 @@ class GroupedQKV(nn.Module):
         c = self.config
         return partial_rope(k, by, c.rope_base, c.rope_fraction, self.scaling) if c.rope_base else k
 
-    def _heads(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        line, states = self._lines(x), {}
+    def _heads(
+        self, x: Tensor, state: State, lengths: Tensor | None, adapters: nn.ModuleDict | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        line, states = self._lines(x, adapters), {}
         for name, conv in self._convs():
             line[name], states[f"conv_{name}"] = conv(line[name], state[f"conv_{name}"], lengths)
         return self._by_heads(line, state.length[:, None] + torch.arange(x.shape[1], device=x.device)), states
 
-    def _lines(self, x: Tensor) -> dict[str, Tensor]:
-        return {n: self.get_submodule(f"{n}_proj")(x) for n in self.names}
+    def _lines(self, x: Tensor, adapters: nn.ModuleDict | None) -> dict[str, Tensor]:
+        lines = {n: self.get_submodule(f"{n}_proj")(x) for n in self.names}
+        return lines if not adapters else {n: line + adapters[n](x) for n, line in lines.items()}
 
     def _by_heads(self, line: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         turned, norm = [n for n in line if n != "v"], self.config.qk_norm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from slipstream.core.mixer import Mixer
@@ -10,19 +12,19 @@ from slipstream.models.config import Wiring
 
 
 class Block(nn.Module):
-    """The parameters of one element of the pattern; the stack runs them."""
+    """The parameters of one element of the pattern; the stack runs them. reads: how wide what each mixer reads is."""
 
-    def __init__(self, mixers: list[Mixer], d_model: int, eps: float, wiring: Wiring) -> None:
+    def __init__(self, mixers: list[Mixer], reads: Sequence[int], d_model: int, eps: float, wiring: Wiring) -> None:
         super().__init__()
 
         place: str = wiring.norm_place
         if place == "after_attention":
             place = "after" if mixers[0].family == "attention" else "before"
 
-        def norms(*places: str) -> nn.ModuleList:
+        def norms(widths: Sequence[int], *places: str) -> nn.ModuleList:
             there = place in places
-            return nn.ModuleList(stream_norm(wiring.norm, d_model, eps) if there else nn.Identity() for _ in mixers)
+            return nn.ModuleList(stream_norm(wiring.norm, width, eps) if there else nn.Identity() for width in widths)
 
-        self.norms = norms("before", "around", "stream")
+        self.norms = norms(reads, "before", "around", "stream")
         self.mixers = nn.ModuleList(mixers)
-        self.out_norms = norms("after", "around")
+        self.out_norms = norms([d_model] * len(mixers), "after", "around")

@@ -19,8 +19,7 @@ from slipstream.models.conventions import Conventions
 from slipstream.models.language_model import LanguageModel
 
 MODEL_TYPE = "slipstream"
-TIED = "head.proj.weight"  # stored once, under the embedding's name
-TIED_CODES = ("head.proj.codes", "head.proj.scales")  # the same, quantised
+TIED = "head.proj.weight"  # where it is tied, stored once, under the embedding's name
 
 
 def save(model: LanguageModel, directory: str | Path) -> None:
@@ -31,7 +30,7 @@ def save(model: LanguageModel, directory: str | Path) -> None:
     model.conventions.write(folder, model.tokenizer is not None)
     if model.tokenizer is not None:
         write_text(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True))
-    tensors = {n: t.contiguous() for n, t in _stored(model).items()}
+    tensors = {n: t.contiguous() for n, t in stored(model).items()}
     with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, {"format": "pt"})
 
@@ -98,10 +97,11 @@ def _read_tensors(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged or cut short ({error}); copy or train it again") from None
 
 
-def _stored(model: LanguageModel) -> dict[str, Tensor]:
-    """What is written of a model: of a tied head, nothing that the embedding has."""
-    tied = (TIED, *TIED_CODES) if model.config.tie_embeddings else ()
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+def stored(model: LanguageModel) -> dict[str, Tensor]:
+    """What is kept of a model: every tensor once, under the first of its names. Tied layers, and a tied head, have several."""
+    first: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True).items()
+    return {name: tensor.detach() for name, tensor in named if first.setdefault(id(tensor), name) == name}
 
 
 def _refuse_unlike(config: ModelConfig, tensors: dict[str, Any], file: Path) -> None:
@@ -109,7 +109,7 @@ def _refuse_unlike(config: ModelConfig, tensors: dict[str, Any], file: Path) -> 
     if config.n_layers > len(tensors):
         raise InputError(f"{file} has {len(tensors)} tensors, too few for the {config.n_layers} layers of config.json")
     with torch.device("meta"):
-        wanted = _stored(LanguageModel(config))
+        wanted = stored(LanguageModel(config))
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the model does not"

@@ -14,6 +14,9 @@ class Wiring(Config):
     """How layers are joined, whatever they are."""
 
     share_kv: int = Field(1, ge=1, description="attention layers of a kind that share one cache of keys and values")
+    value_residual: bool = Field(
+        False, description="layers after the first of a kind mix its values with their own (RWKV-7)"
+    )
     reversible: bool = Field(
         False, description="two residual streams: training keeps the activations of one layer, whatever the depth"
     )

@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
         self.config, self.tokenizer, self.conventions = config, tokenizer, conventions
         widths = {n: {"d_ff": config.d_ff} for n, c in cards().items() if "d_ff" in c.fields} if config.d_ff else {}
         self.embedding = TokenEmbedding(config)
-        specs = with_shared(layers(config.pattern, config.n_layers), config.share_kv)
+        specs = with_shared(layers(config.pattern, config.n_layers), config.share_kv, config.value_residual)
         self.stack = Stack(specs, config.d_model, widths, config.norm_eps, config)
         self.head = NextTokenHead(config, self.embedding if config.tie_embeddings else None)
         for mixer in self.stack.mixers():

@@ -3,6 +3,8 @@
 "3*gated_deltanet, attention"                three blocks of one, one of the other, repeated to n_layers
 "attention(n_kv_heads=1, window=none)/mlp"   settings in brackets, the feed-forward behind the slash (default swiglu)
 "mamba/none"                                 no feed-forward
+"attention(tied=0)"                          layers with one number have one set of weights, each its own memory
+"attention(to_next=true)/mamba"              what it says is read by the next mixer, beside the stream, and not added to that
 "jamba"                                      the pattern of a preset (see presets/)
 """
 
@@ -25,12 +27,18 @@ ELEMENT = re.compile(
 DEFAULT_FEEDFORWARD = "swiglu"
 
 
+PLACING = {"tied": int, "to_next": bool}  # settings of any mixer's place, which it knows nothing of itself
+
+
 @dataclass(frozen=True)
 class Part:
-    """One mixer by name, with its settings."""
+    """One mixer by name, with its settings. tied: those with one number have one set of weights. to_next: what it says is
+    for the next mixer alone, which reads it beside the stream."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    tied: int | None = None
+    to_next: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def _element(block: BlockSpec) -> str:
 
 
 def _name(part: Part) -> str:
-    settings = ", ".join(f"{key}={_value(value)}" for key, value in part.settings.items())
+    placing = {key: getattr(part, key) for key in PLACING if getattr(part, key) != getattr(Part, key)}
+    settings = ", ".join(f"{key}={_value(value)}" for key, value in (part.settings | placing).items())
     return f"{part.name}({settings})" if settings else part.name
 
 
@@ -104,12 +113,31 @@ def _split(pattern: str) -> list[str]:
 
 
 def _part(name: str, settings: str | None, pattern: str) -> Part:
-    known, values = card(name).fields, {}
-    for pair in filter(str.strip, (settings or "").split(",")):
+    known, values, placing = card(name).fields, {}, dict[str, Any]()
+    for pair in filter(str.strip, re.split(r",(?![^\[]*\])", settings or "")):  # a list has commas of its own
         key, equals, value = (s.strip() for s in pair.partition("="))
         if not equals:
             raise InputError(f"settings in {pattern!r} are key=value; got {pair.strip()!r}")
-        if key not in known or key == "d_model":
+        read = _read(value, pattern)
+        if key in PLACING:
+            placing[key] = read
+            if type(read) is not PLACING[key]:
+                raise InputError(
+                    f"{key} in {pattern!r} is {value}, and must be {'a number' if key == 'tied' else 'true or false'}"
+                )
+        elif key not in known or key == "d_model":
             raise InputError(f"{name} has no setting {key!r}; {nearest(key, set(known) - {'d_model'})}")
-        values[key] = None if value.lower() == "none" else yaml.safe_load(value)
-    return Part(name, values)
+        else:
+            values[key] = read
+    return Part(name, values, **placing)
+
+
+def _read(written: str, pattern: str) -> Any:
+    if written.lower() == "none":
+        return None
+    try:
+        return yaml.safe_load(written)
+    except yaml.YAMLError:
+        raise InputError(
+            f"cannot read {written!r} in pattern {pattern!r}; write a number, a word or a list [1, 2]"
+        ) from None

@@ -5,23 +5,26 @@ GGUF and one that came as a Hugging Face folder are the same from there on.
 
 Adding one is one file there, and one line in tests/interop/test_gguf.py: a class of Architecture with `name`
 (general.architecture), the `model_type` of the family, `config` and `settings`, which translate settings both ways (`decoder` and
-`their_decoder` are what most share), the names of `modules` in a layer, and `changes` for tensors that are kept in another form.
+`their_decoder` are what most share), the names of `modules` in a layer, `changes` for tensors that are kept in another form, and
+`regrouped` for those of which several are one there, or one is several.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
 from slipstream.core.packages import import_all
 from slipstream.interop.gguf import architectures
 from slipstream.interop.hf.fields import Fields
+from slipstream.interop.hf.weights import Rule, changed, rename
 
 STEM = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
@@ -51,9 +54,13 @@ class Change(NamedTuple):
 
 
 class Architecture(ABC):
-    """Abstract. name: general.architecture. model_type: of the family. modules, stem: transformers' names to llama.cpp's."""
+    """Abstract. name: general.architecture. model_type: of the family. modules, stem: transformers' names to llama.cpp's.
+
+    label: what it is called here, where one name of llama.cpp's is of several families; then `reads` tells them apart.
+    """
 
     name: ClassVar[str]
+    label: ClassVar[str] = ""
     model_type: ClassVar[str]
     modules: ClassVar[dict[str, str]]
     stem: ClassVar[dict[str, str]] = STEM
@@ -63,7 +70,11 @@ class Architecture(ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        Architecture.found[cls.name] = cls()
+        Architecture.found[cls.label or cls.name] = cls()
+
+    def reads(self, said: Mapping[str, Any]) -> bool:
+        """Whether a file of this name, with these settings, is of this family."""
+        return True
 
     @abstractmethod
     def config(self, said: Fields, there: There) -> dict[str, Any]:
@@ -73,9 +84,17 @@ class Architecture(ABC):
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse, without the architecture's name before each. Raises InputError for what it cannot say."""
 
+    def baked(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The same settings without those that are in the weights of a file instead."""
+        return config
+
     def changes(self, config: Mapping[str, Any]) -> dict[str, Change]:
         """By llama.cpp's name of a module without its block, such as attn_q."""
         return {}
+
+    def regrouped(self, config: Mapping[str, Any]) -> list[Rule]:
+        """theirs: tensors of llama.cpp's in a block, ours: of transformers' in a layer. Used where a layer has them."""
+        return []
 
     def extra(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Tensors of a file that are settings, such as the factors of rotary positions."""
@@ -94,9 +113,20 @@ class Architecture(ABC):
             raise InputError(f"{self.name} in llama.cpp has no tensor for {name}")
         return f"{before}{names[path]}.{leaf}"
 
-    def change(self, name: str, config: Mapping[str, Any]) -> Change | None:
-        """What is done to the tensor of this name of llama.cpp's."""
-        return self.changes(config).get(_module(name))
+    def renamed(self, name: str, config: Mapping[str, Any]) -> Rule:
+        """One of transformers' tensors that is one of llama.cpp's. Raises InputError when it is none."""
+        theirs = self.tensor(name)
+        change = self.changes(config).get(_module(theirs))
+        return rename(theirs, name) if change is None else changed(theirs, name, change.read, change.write)
+
+    def translation(self, names: Iterable[str], config: Mapping[str, Any]) -> list[Rule]:
+        """Rules that have all of transformers' tensors of these names, each in one."""
+        names = dict.fromkeys(names)
+        numbers = dict.fromkeys(m[1] for m in map(re.compile(rf"{re.escape(self.layers)}\.(\d+)\.").match, names) if m)
+        rules = [rule.inside(f"blk.{i}", f"{self.layers}.{i}") for i in numbers for rule in self.regrouped(config)]
+        grouped = {name: rule for rule in rules if names.keys() >= set(rule.ours) for name in rule.ours}
+        found = [grouped.get(name) or self.renamed(name, config) for name in names]
+        return list({rule.theirs: rule for rule in found}.values())
 
     def is_wide(self, name: str) -> bool:
         return _module(name) in self.wide
@@ -114,14 +144,30 @@ def all_architectures() -> dict[str, Architecture]:
     return dict(sorted(Architecture.found.items()))
 
 
-def architecture(name: Any) -> Architecture:
-    """The one of this name. Raises InputError with the nearest."""
-    if not isinstance(name, str) or name not in all_architectures():
+def architecture(label: Any) -> Architecture:
+    """The one that is called so here. Raises InputError with the nearest."""
+    if not isinstance(label, str) or label not in all_architectures():
         raise InputError(
-            f"no architecture of GGUF files that slipstream reads is called {name!r:.60}; "
-            f"{nearest(str(name), all_architectures())}"
+            f"no architecture of GGUF files that slipstream reads is called {label!r:.60}; "
+            f"{nearest(str(label), all_architectures())}"
         )
-    return all_architectures()[name]
+    return all_architectures()[label]
+
+
+def architecture_of(settings: Mapping[str, Any]) -> Architecture:
+    """That of a file. Raises InputError for one that is not known."""
+    name = settings.get("general.architecture")
+    named = [a for a in all_architectures().values() if isinstance(name, str) and a.name == name]
+    if not named:
+        return architecture(name)
+    said = own_settings(settings, named[0].name)
+    return next((a for a in named if a.reads(said)), named[0])
+
+
+def own_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of the architecture of this name, without it before each."""
+    own = {n.removeprefix(f"{name}."): value for n, value in settings.items() if n.startswith(f"{name}.")}
+    return {n: value.tolist() if isinstance(value, np.ndarray) else value for n, value in own.items()}
 
 
 def vocabulary_of(said: Fields, there: There) -> dict[str, Any]:

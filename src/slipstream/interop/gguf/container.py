@@ -3,16 +3,18 @@
     magic "GGUF" | version | counts | settings: name, type, value | tensors: name, sizes, type, offset | data
 
 Files come from strangers. Every length is compared with what is left of the file before anything is made of it, tensors must
-lie inside the file, aligned and apart from each other; what does not is refused in words. Source: the description of the format
-in ggml's docs/gguf.md; versions 2 and 3, little-endian.
+lie inside the file, aligned and apart from each other; what does not is refused in words. A large model may be in several files,
+NAME-00001-of-00003.gguf and so on: its settings are in the first, its tensors in all. Source: the description of the format in
+ggml's docs/gguf.md; versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,16 +42,18 @@ NUMBERS = {
 }
 FLOAT32, STRING, ARRAY = 6, 8, 9
 MOST_DIMS, LONGEST_NAME = 4, 1 << 16
+PART, MOST_PARTS = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf"), 1 << 10
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: shape as torch has it (the fastest axis last), where its bytes are."""
+    """One tensor: shape as torch has it (the fastest axis last), where its bytes are. part: in which file, from 0."""
 
     name: str
     shape: tuple[int, ...]
     kind: BlockType
     start: int
+    part: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -57,27 +61,57 @@ class Stored:
 
 
 class GGUF:
-    """An open file. settings: numbers, flags, strings, and arrays: of numbers as numpy has them, of strings as lists.
+    """An open file, or all files of a model. settings: numbers, flags, strings, and arrays: of numbers as numpy has them, of
+    strings as lists.
 
-    Its memory is mapped, copied on writing: tensors that are used as they lie there cost nothing until they are read, and the
-    file must stay as it is as long as they live.
+    Their memory is mapped, copied on writing: tensors that are used as they lie there cost nothing until they are read, and the
+    files must stay as they are as long as they live.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError when it is no GGUF file, or a damaged one."""
+        """path: of any part. Raises InputError when it is no GGUF file, or a damaged one, or parts are missing."""
         self.path = path
+        self.maps: list[np.ndarray] = []
+        self.settings: dict[str, Any] = {}
+        self.tensors: dict[str, Stored] = {}
+        for part, file in enumerate(parts := parts_of(path)):
+            self._open(part, file, len(parts))
+        if self.settings.get("split.tensors.count", len(self.tensors)) != len(self.tensors):
+            raise InputError(f"{path}: its parts do not have all tensors of the model; download them again")
+
+    def _open(self, part: int, file: Path, count: int) -> None:
         try:
-            self.map = np.memmap(path, np.uint8, mode="c")
+            self.maps.append(np.memmap(file, np.uint8, mode="c"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error})") from None
-        reader = _Reader(self.map, path)
-        self.settings, self.tensors = reader.file()
+            raise InputError(f"{file} cannot be read ({error})") from None
+        settings, tensors = _Reader(self.maps[-1], file).file()
+        if settings.get("split.count", 1) not in ((0, 1) if count == 1 else (count,)):
+            raise InputError(
+                f"{file} says that it is one of {settings['split.count']} parts; they are called NAME-00001-of-00003.gguf, ..."
+            )
+        if settings.get("split.no", part) != part or tensors.keys() & self.tensors.keys():
+            raise InputError(f"{file} is not part {part + 1} of the model, as its name says; download it again")
+        self.settings = self.settings or settings
+        self.tensors |= {name: replace(t, part=part) for name, t in tensors.items()}
 
     def raw(self, name: str) -> Tensor:
         """The bytes of a tensor, its rows along the first axis: all axes but the last are one."""
         t = self.tensors[name]
         rows = math.prod(t.shape[:-1])
-        return torch.from_numpy(np.asarray(self.map[t.start : t.start + t.nbytes])).view(rows, -1)
+        return torch.from_numpy(np.asarray(self.maps[t.part][t.start : t.start + t.nbytes])).view(rows, -1)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of the model that this one is of. Raises InputError with the first that is missing."""
+    if not (named := PART.fullmatch(path.name)):
+        return [path]
+    count = int(named[3])
+    if not 1 <= int(named[2]) <= count <= MOST_PARTS:
+        raise InputError(f"{path.name} cannot be the name of one of {count} parts")
+    parts = [path.with_name(f"{named[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    if missing := [p for p in parts if not p.is_file()]:
+        raise InputError(f"{path.name} is one of {count} parts, and {missing[0]} is not there; download it too")
+    return parts
 
 
 class _Reader:

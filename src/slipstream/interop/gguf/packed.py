@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.interop.gguf.architecture import Change
 from slipstream.interop.gguf.blocks import PLAIN, WHOLE, whole_codes
 from slipstream.interop.gguf.container import GGUF
+from slipstream.interop.hf.weights import Change
 from slipstream.models.config import Quantisation
 from slipstream.models.quantisation import FEWEST
 from slipstream.ops.quantised_linear import TILE, Codes, Scales, pack, tiled
@@ -33,7 +33,7 @@ def kinds_of_blocks(file: GGUF) -> str:
     return ", ".join(sorted({t.kind.name for t in file.tensors.values()} - set(PLAIN)))
 
 
-def as_they_are(file: GGUF, name: str, change: Change | None) -> tuple[Codes, Scales] | None:
+def as_they_are(file: GGUF, name: str, change: Change) -> tuple[Codes, Scales] | None:
     """The matrix of this name without loss; None when its blocks are of another kind. change: of the order of its rows."""
     stored = file.tensors[name]
     if stored.kind.name not in WHOLE:
@@ -42,7 +42,7 @@ def as_they_are(file: GGUF, name: str, change: Change | None) -> tuple[Codes, Sc
     by_row = [t.reshape(stored.shape[0], -1) for t in (codes, scales)]
     if stored.kind.name == "Q8_0" and by_row[0].numpy().min() < -127:
         return None  # which no quantiser writes, and the kernel does not know
-    codes, scales = (_whole_tiles(t if change is None else change.read(t)) for t in by_row)
+    codes, scales = (_whole_tiles(change([t])[0]) for t in by_row)
     return tiled(codes, scales)
 
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slipstream.core.errors import InputError, nearest
-from slipstream.interop.gguf.architecture import Architecture, There, architecture
+from slipstream.interop.gguf.architecture import Architecture, There, architecture_of, own_settings
 from slipstream.interop.gguf.blocks import PLAIN, weights_of
 from slipstream.interop.gguf.container import GGUF
 from slipstream.interop.gguf.packed import HOW, are_exact, as_they_are, kinds_of_blocks, named, rounded, settle
@@ -54,7 +53,7 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = None) -> LanguageMod
 
 
 def _model(file: GGUF, asked: torch.dtype | str | None) -> LanguageModel:
-    kind = architecture(file.settings.get("general.architecture"))
+    kind = architecture_of(file.settings)
     there = There({n: t.shape for n, t in file.tensors.items()}, lambda name: _tensor(file, name, torch.float32))
     table = config_of(kind, file.settings, there, str(file.path))
     fields = Fields(table, str(file.path))
@@ -80,12 +79,7 @@ def _model(file: GGUF, asked: torch.dtype | str | None) -> LanguageModel:
 
 def config_of(kind: Architecture, settings: dict[str, Any], there: There, owner: str) -> dict[str, Any]:
     """config.json of a file's settings. Raises InputError for one that nobody asked for."""
-    if settings.get("split.count", 1) not in (0, 1):
-        raise InputError(f"{owner} is one of {settings['split.count']} parts: join them with llama-gguf-split --merge")
-    before = f"{kind.name}."
-    own = {n.removeprefix(before): value for n, value in settings.items() if n.startswith(before)}
-    own = {n: value.tolist() if isinstance(value, np.ndarray) else value for n, value in own.items()}
-    said = Fields(own, f"{owner}: {kind.name}")
+    said = Fields(own_settings(settings, kind.name), f"{owner}: {kind.name}")
     config = kind.config(said, there)
     said.finish()
     return config
@@ -113,15 +107,19 @@ class _Filling:
     names: frozenset[str]
     dtype: torch.dtype
     roundings: list[str] = field(default_factory=list)
+    sources: dict[str, Rule] = field(default_factory=dict)  # of transformers' tensors, in llama.cpp's
+    made: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
         used, file = set(SURPLUS), self.file
+        table = self.kind.translation((n for rule in rules for n in rule.theirs), self.table)
+        self.sources = {name: source for source in table for name in source.ours}
         for rule in rules:
-            theirs = [self.kind.tensor(n) for n in rule.theirs]
+            theirs = self._stored(rule)
             if missing := [n for n in theirs if n not in file.tensors]:
                 raise InputError(f"{file.path} lacks the tensor {missing[0]}; its settings say that it has it")
             used.update(theirs)
-            yield from self._of(rule, theirs)
+            yield from self._of(rule)
         if left := sorted(set(file.tensors) - used):
             raise InputError(
                 f"{file.path} has the tensor {left[0]}, which its settings do not speak of ({len(left)} such)"
@@ -129,36 +127,50 @@ class _Filling:
         if self.roundings:
             log.warning("%s: rounded to 8 bits a weight: %s", file.path.name, _counted(self.roundings))
 
-    def _of(self, rule: Rule, theirs: list[str]) -> Iterator[tuple[str, Tensor]]:
+    def _stored(self, rule: Rule) -> list[str]:
+        """The tensors of the file that it takes."""
+        return list(dict.fromkeys(n for name in rule.theirs for n in self.sources[name].theirs))
+
+    def _of(self, rule: Rule) -> Iterator[tuple[str, Tensor]]:
         """What a rule makes of these tensors, in the form that the model wants."""
-        if rule.read is unchanged and rule.ours[0] not in self.names and self._fits(rule, theirs):
-            packed = as_they_are(self.file, theirs[0], self.kind.change(theirs[0], self.table))
+        if rule.read is unchanged and rule.ours[0] not in self.names and self._fits(rule):
+            source = self.sources[rule.theirs[0]]
+            packed = as_they_are(self.file, source.theirs[0], source.read)
             if packed is not None:
                 yield from named(rule.ours[0], packed, self.names)
                 return
-        for name, tensor in zip(rule.ours, self._numbers(rule, theirs)):
+        for name, tensor in zip(rule.ours, self._numbers(rule)):
             if name in self.names:
                 yield name, tensor
                 continue
-            self.roundings += [self.file.tensors[n].kind.name for n in theirs]
+            self.roundings += [self.file.tensors[n].kind.name for n in self._stored(rule)]
             yield from named(name, rounded(tensor), self.names)
 
-    def _fits(self, rule: Rule, theirs: list[str]) -> bool:
-        return self.file.tensors[theirs[0]].shape == self.shapes[rule.ours[0]]
+    def _fits(self, rule: Rule) -> bool:
+        """Whether it is one matrix of the file, of the shape that is wanted."""
+        source = self.sources[rule.theirs[0]]
+        shape = self.file.tensors[source.theirs[0]].shape
+        return len(source.theirs) == len(source.ours) == 1 and shape == self.shapes[rule.ours[0]]
 
-    def _numbers(self, rule: Rule, theirs: list[str]) -> list[Tensor]:
+    def _numbers(self, rule: Rule) -> list[Tensor]:
         """Parameters of ours. Raises InputError when these tensors do not fit the rule."""
-        changes = [self.kind.change(n, self.table) for n in theirs]
         try:
-            read = [_tensor(self.file, n, self.dtype) for n in theirs]
-            made = list(rule.read([t if c is None else c.read(t).contiguous() for t, c in zip(read, changes)]))
-        except (RuntimeError, IndexError):
+            made = list(rule.read([self._theirs(name) for name in rule.theirs]))
+        except (RuntimeError, IndexError, ValueError):
             made = []
         if [t.shape for t in made] != [self.shapes[n] for n in rule.ours]:
-            sizes = ", ".join(f"{n} {list(self.file.tensors[n].shape)}" for n in theirs[:3])
+            sizes = ", ".join(f"{n} {list(self.file.tensors[n].shape)}" for n in self._stored(rule)[:3])
             wanted = f"{rule.ours[0]} {list(self.shapes[rule.ours[0]])}"
             raise InputError(f"{self.file.path}: {sizes} should make {wanted}; download it again")
         return made
+
+    def _theirs(self, name: str) -> Tensor:
+        """transformers' tensor. What else comes of the same tensors of the file is kept until it is asked for."""
+        if name not in self.made:
+            source = self.sources[name]
+            read = source.read([_tensor(self.file, n, self.dtype) for n in source.theirs])
+            self.made.update(zip(source.ours, (t.contiguous() for t in read), strict=True))
+        return self.made.pop(name)
 
 
 def _tensor(file: GGUF, name: str, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from slipstream.core.errors import InputError
+from slipstream.interop.gguf.cuts import cuts_in_two
 from slipstream.interop.gguf.splitting import TOKENS_ARE_WORDS, splitter
 from slipstream.models.conventions import Conventions
 
@@ -86,10 +87,11 @@ class Vocabulary:
 
     def by_score(self) -> Tokenizer:
         """SentencePiece's, without a cut: words may hold spaces."""
-        vocabulary = {token: i for i, token in enumerate(self.tokens)}
+        vocabulary, scores = {token: i for i, token in enumerate(self.tokens)}, self._per_token("scores", 0.0)
         unknown = self.ids["unk"]
         unknown_text = self.tokens[unknown] if unknown is not None and unknown < len(self.tokens) else None
-        merges = _cuts_in_two(self.tokens, vocabulary, self.types, self._per_token("scores", 0.0))
+        best = sorted(range(len(self.tokens)), key=lambda i: -scores[i])
+        merges = cuts_in_two([self.tokens[i] for i in best if self.types[i] == NORMAL], self.tokens)
         made = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown_text, byte_fallback=True, fuse_unk=True))
         spaced: list[Any] = [normalizers.Replace(" ", SPACE)]
         back: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -156,16 +158,3 @@ class Vocabulary:
 
 
 KINDS = {"llama": Vocabulary.by_score, "gpt2": Vocabulary.by_rank}
-
-
-def _cuts_in_two(
-    tokens: Sequence[str], vocabulary: dict[str, int], types: Sequence[int], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-    """Pairs of tokens whose join is a token, the best score first."""
-    order = sorted((i for i, kind in enumerate(types) if kind == NORMAL), key=lambda i: -scores[i])
-    return [
-        (token[:at], token[at:])
-        for token in (tokens[i] for i in order)
-        for at in range(1, len(token))
-        if token[at:] in vocabulary and token[:at] in vocabulary
-    ]

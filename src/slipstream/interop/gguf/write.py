@@ -21,7 +21,7 @@ from slipstream.interop.gguf.read import config_of
 from slipstream.interop.gguf.vocabulary_out import their_vocabulary
 from slipstream.interop.hf.family import family
 from slipstream.interop.hf.fields import Fields
-from slipstream.interop.hf.read import parameter_names
+from slipstream.interop.hf.read import parameter_names, without_storage
 from slipstream.interop.hf.weights import bound
 from slipstream.interop.hf.write import differences, expressed
 from slipstream.models.language_model import LanguageModel
@@ -42,11 +42,11 @@ def save_gguf(model: LanguageModel, path: Path, name: str | None = None) -> str:
     kind, table = _expressed(model, name)
     tensors = _tensors(model, kind, table)
     settings = {f"{kind.name}.{key}": value for key, value in kind.settings(table).items()}
-    _hold_to(model, kind, settings, tensors)
+    _hold_to(model, kind, table, settings, tensors)
     about = {"general.architecture": kind.name, "general.type": "model", "general.file_type": FILE_TYPES[dtype]}
     vocabulary = their_vocabulary(model.tokenizer, model.conventions, model.config.vocab_size)
     write_gguf(path, about | settings | vocabulary, tensors)
-    return kind.name
+    return kind.label or kind.name
 
 
 def _expressed(model: LanguageModel, name: str | None) -> tuple[Architecture, dict[str, Any]]:
@@ -64,19 +64,28 @@ def _expressed(model: LanguageModel, name: str | None) -> tuple[Architecture, di
 
 def _tensors(model: LanguageModel, kind: Architecture, table: dict[str, Any]) -> dict[str, Tensor]:
     """By llama.cpp's names, in its forms."""
-    own, tensors = model.state_dict(), dict[str, Tensor]()
+    own, theirs, tensors = model.state_dict(), dict[str, Tensor](), dict[str, Tensor]()
     for rule in bound(family(kind.model_type).rules(model), parameter_names(model), kind.name):
-        theirs = rule.write([own[n] for n in rule.ours])
-        for name, tensor in zip((kind.tensor(n) for n in rule.theirs), theirs):
-            change = kind.change(name, table)
-            wide = tensor.float() if tensor.ndim == 1 or kind.is_wide(name) else tensor
-            tensors[name] = wide if change is None else change.write(wide).contiguous()
+        theirs.update(zip(rule.theirs, rule.write([own[n] for n in rule.ours])))
+    for rule in kind.translation(theirs, table):
+        wide = kind.is_wide(rule.theirs[0])
+        parts = [t.float() if t.ndim == 1 or wide else t for t in map(theirs.__getitem__, rule.ours)]
+        tensors.update(zip(rule.theirs, (t.contiguous() for t in rule.write(parts))))
     return tensors | kind.extra(table)
 
 
-def _hold_to(model: LanguageModel, kind: Architecture, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _hold_to(
+    model: LanguageModel,
+    kind: Architecture,
+    table: dict[str, Any],
+    settings: dict[str, Any],
+    tensors: dict[str, Tensor],
+) -> None:
     """Raises InputError when the settings are those of another model."""
     there = There({n: tuple(t.shape) for n, t in tensors.items()}, tensors.__getitem__)
+    of_table = family(kind.model_type).config
+    if (baked := kind.baked(table)) != table:
+        model = without_storage(of_table(Fields(baked, kind.name)))
     fields = Fields(config_of(kind, settings, there, kind.name), kind.name)
-    if unlike := differences(model, family(kind.model_type).config(fields)):
+    if unlike := differences(model, of_table(fields)):
         raise InputError(f"{kind.name} in llama.cpp cannot say this model: {unlike[0]}")

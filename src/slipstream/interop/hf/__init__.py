@@ -20,7 +20,8 @@ Adding a family is one file in families/, found by walking the folder, and one t
    `changed`, `fixed`, `Rule`). A rule that names a module holds for all tensors our model has in it; where blocks differ, make
    the rules of each with `rule.inside(f"model.layers.{i}", f"stack.blocks.{i}")`, or `in_blocks(rules, numbers)`. Ours are called
    `embedding`, `stack.blocks.I.norms.J`, `.mixers.J.*`, `.out_norms.J`, `stack.norm`, `head.proj`. Rules must undo each other
-   bit by bit: no arithmetic on weights (a norm that adds one is another norm: ModelConfig.norm).
+   bit by bit: no arithmetic on weights (a norm that adds one is another norm: ModelConfig.norm). Where some files have other
+   tensors for one of ours than transformers writes, a rule says so by `otherwise`.
 5. `surplus(name, config)`, where files hold tensors that the model computes nothing with.
 
 Files of one family that name a tensor in two ways are made one by `spelling`. Models with layers of several kinds have them by

@@ -7,6 +7,7 @@ ours.experts.down_proj    (E D F)      each expert's down_proj
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from slipstream.core.errors import InputError
 from slipstream.core.mixer import Mixer
 from slipstream.interop.hf.decoder import values
 from slipstream.interop.hf.fields import Fields, one_of_each
-from slipstream.interop.hf.weights import Rule, Tensors, stack
+from slipstream.interop.hf.weights import Rule, Tensors, rename, stack
 from slipstream.models.language_model import LanguageModel
 from slipstream.models.pattern import Part
 
@@ -43,6 +44,37 @@ def their_mixture(mixers: Iterable[Mixer], count: str, width: str) -> dict[str, 
         width: one_of_each((down.shape[2] for down in downs), "d_expert"),
         "hidden_act": "silu",
     }
+
+
+def shared_mixture(hf: Fields, n_layers: int, normalised: bool) -> Part:
+    """A Qwen's moe: also an expert that every token uses, behind a gate."""
+    shared, width = hf.whole("shared_expert_intermediate_size", 512), hf.whole("moe_intermediate_size", 512)
+    if shared % width:
+        raise InputError(f"{hf.owner}: a shared expert of width {shared} is no whole number of experts of {width}")
+    settings = {"normalised": normalised, "n_shared_experts": shared // width, "shared_gate": True}
+    return mixture(hf, "num_experts", "moe_intermediate_size", n_layers, **settings)
+
+
+def their_shared_mixture(mixers: Iterable[Mixer]) -> dict[str, Any]:
+    """The inverse."""
+    mixers = list(mixers)
+    moe = their_mixture(mixers, "num_experts", "moe_intermediate_size")
+    shared = one_of_each((values(mixer)["n_shared_experts"] for mixer in mixers), "n_shared_experts")
+    return {**moe, "shared_expert_intermediate_size": max(1, shared) * moe["moe_intermediate_size"]}
+
+
+def shared_mixture_rules(moe: Mixer, stacked: bool = False) -> list[Rule]:
+    """Its tensors. stacked: files may have those of all experts as one, as we do."""
+    experts = expert_rules("mlp.experts", "mixers.1.experts", values(moe)["n_experts"], EXPERT_NAMES)
+    if stacked:
+        names = (rule.ours[0].rpartition(".")[2] for rule in experts)
+        experts = [replace(r, otherwise=rename(f"mlp.experts.{n}", r.ours[0])) for r, n in zip(experts, names)]
+    return [
+        *experts,
+        rename("mlp.gate", "mixers.1.router"),
+        rename("mlp.shared_expert", "mixers.1.shared_experts"),
+        rename("mlp.shared_expert_gate", "mixers.1.shared_gate"),
+    ]
 
 
 def sparse_layers(hf: Fields, n_layers: int) -> list[bool]:

@@ -1,8 +1,12 @@
-"""Models in which most layers are Gated DeltaNet and every fourth is softmax attention: settings and tensors that they share."""
+"""Models in which most layers are Gated DeltaNet and every fourth is softmax attention: settings and tensors that they share.
+
+Files of Qwen3.5 also have a network for images, and layers that predict several tokens at once: both are left unread. Rotary
+positions of text are the same along all three axes that images have, so that their interleaving changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from slipstream.core.mixer import Mixer
 from slipstream.interop.hf.decoder import heads, part, rope, their_heads, their_rope, values
 from slipstream.interop.hf.fields import Fields, one_of_each
 from slipstream.interop.hf.weights import Rule, Tensors, cut, rename
+from slipstream.models.config import ModelConfig
 from slipstream.models.pattern import Part
 
 KINDS = ("linear_attention", "full_attention")
@@ -69,6 +74,39 @@ def delta_rules(mixer: Any) -> list[Rule]:
         rename("linear_attn.norm", "mixers.0.o_norm"),
         rename("linear_attn.out_proj", "mixers.0.o_proj"),
     ]
+
+
+def apart_delta_rules(mixer: Any) -> list[Rule]:
+    """All tensors of a layer of Qwen3.5, whose projections stand apart."""
+    k, v = mixer.n_heads * mixer.head_dim, mixer.n_v_heads * mixer.v_head_dim
+    return [
+        cut("linear_attn.in_proj_qkv", [f"mixers.0.{n}_proj" for n in "qkv"], (k, k, v)),
+        rename("linear_attn.in_proj_z", "mixers.0.g_proj"),
+        *(rename(f"linear_attn.in_proj_{n}", f"mixers.0.{n}_proj") for n in "ab"),
+        *delta_rules(mixer),
+    ]
+
+
+def of_text(hf: Fields, read: Callable[[Fields], ModelConfig]) -> ModelConfig:
+    """The text's settings, which stand in a table of their own beside those of a network for images, or are all there is."""
+    text = hf.table_of("text_config") if hf.has("text_config") else hf
+    text.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
+    if text is hf:
+        return read(hf)
+    text.table.setdefault("tie_word_embeddings", hf.flag("tie_word_embeddings", False))
+    hf.ignore(*(name for name in hf.table if name.startswith(("vision_", "image_", "video_", "language_model_"))))
+    config = read(text)
+    text.finish()
+    return config
+
+
+def text_name(name: str) -> str:
+    """Beside a network for images, the text's tensors stand one deeper."""
+    return name.replace("model.language_model.", "model.", 1)
+
+
+def is_no_text(name: str) -> bool:
+    return name.startswith(("mtp.", "model.visual."))
 
 
 def gated_attention(hf: Fields, norm_eps: float) -> Part:

@@ -6,6 +6,8 @@ tensor. What a checkpoint claims is compared with what it holds before anything 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 from slipstream.core.errors import InputError
 from slipstream.core.files import read_table
 from slipstream.interop.dtypes import DTYPES, dtype_named
-from slipstream.interop.hf.family import Family, family
+from slipstream.interop.hf.family import family
 from slipstream.interop.hf.fields import Fields
 from slipstream.interop.hf.stored import Checkpoint, opened
 from slipstream.interop.hf.weights import Rule, bound
-from slipstream.models.checkpoint import TIED, read_tokenizer
+from slipstream.interop.uninitialised import Uninitialised
+from slipstream.models.checkpoint import TIED, read_tokenizer, stored
 from slipstream.models.config import ModelConfig
 from slipstream.models.conventions import Conventions
 from slipstream.models.language_model import LanguageModel
@@ -37,7 +40,8 @@ def load_hf(folder: Path, dtype: torch.dtype | str | None = None) -> LanguageMod
     fields.finish()
     with opened(folder) as checkpoint:
         model = without_storage(config, len(checkpoint.names()), fields.owner)
-        _fill(model, kind, checkpoint.respelt(kind.spelling), _dtype(dtype, about), folder)
+        filling = Filling(model, checkpoint.respelt(kind.spelling), folder)
+        filling.fill(kind.rules(model), _dtype(dtype, about), lambda name: kind.surplus(name, config))
     model.tokenizer = read_tokenizer(folder / "tokenizer.json")
     model.conventions = Conventions.read(folder)
     return model.eval()
@@ -48,7 +52,7 @@ def without_storage(config: ModelConfig, tensors: int | None = None, owner: str 
     if tensors is not None and config.n_layers > tensors:
         raise InputError(f"{owner} says {config.n_layers} layers, but the checkpoint has only {tensors} tensors")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             return LanguageModel(config)
     except (RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
         raise InputError(f"{owner} describes no possible model ({' '.join(str(error).split()):.120})") from None
@@ -60,41 +64,64 @@ def _dtype(asked: torch.dtype | str | None, about: dict[str, Any]) -> torch.dtyp
     return dtype_named(asked)
 
 
-def _fill(model: LanguageModel, kind: Family, there: Checkpoint, dtype: torch.dtype | None, folder: Path) -> None:
-    """Every parameter, from the tensors that the table names; nothing may be missing and nothing left over."""
-    wanted = {n: t for n, t in model.state_dict().items() if not (n == TIED and model.config.tie_embeddings)}
-    names, used, buffers = there.names(), set[str](), {n for n, _ in model.named_buffers()}
-    for rule in bound(kind.rules(model), wanted, folder.name):
-        if missing := [n for n in rule.theirs if n not in names]:
-            raise InputError(f"{folder} lacks the tensor {missing[0]}; its config.json says that it has it")
-        used.update(rule.theirs)
-        for name, tensor in _read(rule, there, [wanted[n].shape for n in rule.ours], folder):
-            dtype = dtype or tensor.dtype
-            _put(model, name, tensor.to(tensor.dtype if name in buffers else dtype, copy=True))
-    _tie(model, kind, there, used, folder)
-    left = sorted(n for n in names - used if not kind.surplus(n, model.config))
-    if left:
-        raise InputError(
-            f"{folder} has the tensor {left[0]}, which its config.json does not speak of ({len(left)} such)"
-        )
+@dataclass(frozen=True)
+class Filling:
+    """A model without storage, the checkpoint that it is filled from, where that is, and what its shapes follow from."""
 
+    model: LanguageModel
+    there: Checkpoint
+    path: Path
+    by: str = "its config.json"
 
-def _read(rule: Rule, there: Checkpoint, shapes: list[torch.Size], folder: Path) -> list[tuple[str, Tensor]]:
-    """Names and tensors of ours. Every one must be of numbers, and of its shape."""
-    theirs = [there.get(n) for n in rule.theirs]
-    try:
-        ours = list(rule.read(theirs))
-    except (RuntimeError, IndexError, ValueError):
-        ours = []
-    sizes = ", ".join(str(list(t.shape)) for t in theirs[:3])
-    if [t.shape for t in ours] != shapes:
-        wanted = ", ".join(str(list(shape)) for shape in shapes)
-        raise InputError(f"{folder}: {rule.theirs[0]} is {sizes}; config.json makes {rule.ours[0]} {wanted} of it")
-    if not all(t.is_floating_point() for t in ours):
-        raise InputError(
-            f"{folder}: {rule.theirs[0]} holds {theirs[0].dtype}; quantised checkpoints cannot be read so far"
-        )
-    return list(zip(rule.ours, ours))
+    def fill(self, rules: list[Rule], dtype: torch.dtype | None, surplus: Callable[[str], bool]) -> None:
+        """Every parameter, from the tensors that the rules name; nothing may be missing, and nothing left over but surplus."""
+        wanted = stored(self.model)
+        names, used, buffers = self.there.names(), set[str](), {n for n, _ in self.model.named_buffers()}
+        for rule in bound(rules, wanted, self.path.name):
+            if rule.otherwise is not None and names.issuperset(rule.otherwise.theirs):
+                rule = rule.otherwise
+            if missing := [n for n in rule.theirs if n not in names]:
+                raise InputError(f"{self.path} lacks the tensor {missing[0]}; {self.by} says that it has it")
+            used.update(rule.theirs)
+            for name, tensor in self._read(rule, [wanted[n].shape for n in rule.ours]):
+                dtype = dtype or tensor.dtype
+                _put(self.model, name, tensor.to(tensor.dtype if name in buffers else dtype, copy=True))
+        self._tie(rules, used)
+        if left := sorted(n for n in names - used if not surplus(n)):
+            raise InputError(
+                f"{self.path} has the tensor {left[0]}, which {self.by} does not speak of ({len(left)} such)"
+            )
+
+    def _read(self, rule: Rule, shapes: list[torch.Size]) -> list[tuple[str, Tensor]]:
+        """Names and tensors of ours. Every one must be of numbers, and of its shape."""
+        theirs, first = [self.there.get(n) for n in rule.theirs], f"{self.path}: {(rule.theirs or rule.ours)[0]}"
+        try:
+            ours = list(rule.read(theirs))
+        except (RuntimeError, IndexError, ValueError):
+            ours = []
+        sizes = ", ".join(str(list(t.shape)) for t in theirs[:3])
+        if [t.shape for t in ours] != shapes:
+            wanted = ", ".join(str(list(shape)) for shape in shapes)
+            raise InputError(f"{first} is {sizes}; {self.by} makes {rule.ours[0]} {wanted} of it")
+        if not all(t.is_floating_point() for t in ours):
+            raise InputError(f"{first} holds {theirs[0].dtype}; quantised checkpoints cannot be read so far")
+        return list(zip(rule.ours, ours))
+
+    def _tie(self, rules: list[Rule], used: set[str]) -> None:
+        """The head as the embedding; where a file has it a second time, it must be the same."""
+        if not self.model.config.tie_embeddings:
+            return
+        embedding = self.model.embedding.weight
+        self.model.head.proj.weight = embedding
+        heads, left = [r for r in rules if TIED.startswith(r.ours[0])], self.there.names() - used
+        for name in [n for r in heads for n in r.theirs for n in (n, f"{n}.weight") if n in left]:
+            head = self.there.get(name)
+            if head.shape != embedding.shape or not torch.equal(head.to(embedding.dtype), embedding):
+                raise InputError(
+                    f"{self.path}: {name} differs from the embeddings, though config.json ties them; set tie_word_embeddings "
+                    "false"
+                )
+            used.add(name)
 
 
 def _put(model: LanguageModel, name: str, tensor: Tensor) -> None:
@@ -107,23 +134,6 @@ def _put(model: LanguageModel, name: str, tensor: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(tensor)
 
 
-def _tie(model: LanguageModel, kind: Family, there: Checkpoint, used: set[str], folder: Path) -> None:
-    """The head as the embedding; where a file has it a second time, it must be the same."""
-    if not model.config.tie_embeddings:
-        return
-    model.head.proj.weight = model.embedding.weight
-    heads = [r for r in kind.rules(model) if TIED.startswith(r.ours[0])]
-    for name in [n for r in heads for n in r.theirs for n in (n, f"{n}.weight") if n in there.names() - used]:
-        head = there.get(name)
-        if head.shape != model.embedding.weight.shape or not torch.equal(
-            head.to(model.embedding.weight.dtype), model.embedding.weight
-        ):
-            raise InputError(
-                f"{folder}: {name} differs from the embeddings, though config.json ties them; set tie_word_embeddings false"
-            )
-        used.add(name)
-
-
 def parameter_names(model: LanguageModel) -> list[str]:
-    """What is stored of a model: a tied head is not."""
-    return [n for n in model.state_dict() if not (n == TIED and model.config.tie_embeddings)]
+    """Of what is stored of a model."""
+    return list(stored(model))

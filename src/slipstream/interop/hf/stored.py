@@ -91,7 +91,7 @@ def _part(folder: Path, index: Path, part: str) -> Path:
 
 
 def _open(path: Path, held: ExitStack) -> Stored:
-    return _Safetensors(path, held) if path.suffix == ".safetensors" else _Pickled(path)
+    return _Safetensors(path, held) if path.suffix == ".safetensors" else Pickled(path)
 
 
 class _Safetensors(Stored):
@@ -116,7 +116,9 @@ class _Safetensors(Stored):
         return InputError(f"{self.path} is damaged or cut short ({said:.120}); download it again")
 
 
-class _Pickled(Stored):
+class Pickled(Stored):
+    """A file of torch's. What is not made of its own bytes (a row repeated, numbers of no storage) is no tensor of it."""
+
     def __init__(self, path: Path) -> None:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -124,10 +126,16 @@ class _Pickled(Stored):
             said = " ".join(str(error).split())
             raise InputError(f"{path} cannot be read as weights alone ({said:.120}); use safetensors") from None
         tensors = tensors if isinstance(tensors, dict) else {}
-        self.tensors = {n: t for n, t in tensors.items() if isinstance(n, str) and isinstance(t, Tensor)}
+        self.tensors = {n: t for n, t in tensors.items() if isinstance(n, str) and _is_whole(t)}
 
     def names(self) -> list[str]:
         return list(self.tensors)
 
     def get(self, name: str) -> Tensor:
         return self.tensors[name]
+
+
+def _is_whole(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()

@@ -29,17 +29,22 @@ def as_they_are(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Rule:
-    """theirs, ours: names of modules or tensors. read makes ours of theirs, write theirs of ours; each undoes the other."""
+    """theirs, ours: names of modules or tensors. read makes ours of theirs, write theirs of ours; each undoes the other.
+    otherwise: how the same tensor of ours is read of files that have others for it; never written."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     read: Change = as_they_are
     write: Change = as_they_are
+    otherwise: Rule | None = None
 
     def inside(self, theirs: str, ours: str) -> Rule:
         """The rule below these names."""
         return replace(
-            self, theirs=tuple(f"{theirs}.{n}" for n in self.theirs), ours=tuple(f"{ours}.{n}" for n in self.ours)
+            self,
+            theirs=tuple(f"{theirs}.{n}" for n in self.theirs),
+            ours=tuple(f"{ours}.{n}" for n in self.ours),
+            otherwise=self.otherwise and self.otherwise.inside(theirs, ours),
         )
 
     def tensors(self, names: Collection[str]) -> list[Rule]:

@@ -90,6 +90,10 @@ def differences(model: LanguageModel, config: ModelConfig) -> list[str]:
         found += [
             f"{mine.mixer.name} in block {mine.at.partition('.')[0]}: {d}" for d in _unlike(mine.mixer, its.mixer)
         ]
+    if model.stack.tied != other.stack.tied:
+        found.append("layers that have one set of weights (tied) are others in this family")
+    if model.stack.asides != other.stack.asides:
+        found.append("mixers that speak to the next one alone (to_next) are others in this family")
     shapes = {n: t.shape for n, t in other.state_dict().items()}
     own = {n: t.shape for n, t in model.state_dict().items()}
     return found + [

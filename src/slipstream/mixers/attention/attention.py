@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.errors import InputError
-from slipstream.core.lender import KV, Lender
+from slipstream.core.lender import Lender, Lent
 from slipstream.core.mixer import Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.grouped_qkv import GroupedQKV
@@ -69,10 +69,13 @@ class Attention(Lender, name="attention", family="attention"):
     def slots(self) -> dict[str, Slot]:
         return {**(self.cache.slots() if self.own_kv else {}), **self.qkv.slots()}
 
-    def attend(self, x: Float[Tensor, "B T D"], kv: KV | None = None, lengths: Int[Tensor, "B"] | None = None):
+    def _from_fresh(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.share_fresh(x, None, lengths)[0]
+
+    def share_fresh(self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None):
         """Training needs no cache, and knows no policies."""
         fresh = self.init_state(x.shape[0])
-        q, k, v = self.qkv(x, fresh, lengths)[:3] if kv is None else (self.qkv.queries(x, fresh, lengths)[0], *kv)
+        q, k, v = self.qkv(x, fresh, lengths)[:3] if lent is None else (self.qkv.queries(x, fresh, lengths)[0], *lent)
         o = attention(q, k, v, causal=self.causal, lengths=lengths, softmax=self._softmax())
         return self.o_proj(joined(o, x, self.g_proj)), (k, v)
 
@@ -96,12 +99,29 @@ class Attention(Lender, name="attention", family="attention"):
         o, kept = self.cache.step(q, k, v, state, self._reading())
         return self.o_proj(joined(o, x, self.g_proj)), state.advance(1, **kept, **convs)
 
-    def borrow(self, x: Float[Tensor, "B T D"], state: State, lender: State, lengths: Int[Tensor, "B"] | None = None):
-        q, convs = self.qkv.queries(x, state, lengths)
-        o = attention(q, lender["k"], lender["v"], state.length, self.causal, lengths, self._softmax())
-        return self.o_proj(joined(o, x, self.g_proj)), state.advance(
-            x.shape[1] if lengths is None else lengths, **convs
+    def share_prefill(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: State,
+        lent: Lent | None = None,
+        lengths: Int[Tensor, "B"] | None = None,
+    ):
+        return (
+            self._lending(*self.prefill(x, state, lengths)) if lent is None else self._borrow(x, state, lent, lengths)
         )
+
+    def share_step(self, x: Float[Tensor, "B 1 D"], state: State, lent: Lent | None = None):
+        return self._lending(*self.step(x, state)) if lent is None else self._borrow(x, state, lent, None)
+
+    def _lending(self, y: Tensor, state: State) -> tuple[Tensor, State, Lent]:
+        return y, state, (state["k"], state["v"])
+
+    def _borrow(self, x: Tensor, state: State, lent: Lent, lengths: Tensor | None) -> tuple[Tensor, State, Lent]:
+        """lent: the caches of another, these tokens included."""
+        (q, convs), (k, v) = self.qkv.queries(x, state, lengths), lent
+        o = attention(q, k, v, state.length, self.causal, lengths, self._softmax())
+        new = state.advance(x.shape[1] if lengths is None else lengths, **convs)
+        return self.o_proj(joined(o, x, self.g_proj)), new, lent
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)

@@ -6,9 +6,10 @@ r"""RWKV-7 (Goose) time mix: a matrix state with a decay per channel and a gener
     y_t = W_o (LoRA_g * (groupnorm_h(o_t) + (r_t . (r_k * k~_t)) v_t))
 
 Every projection reads x_t + mu * (x_{t-1} - x_t) with a mu of its own. The erase reads the state before its decay.
-This is the form of a first layer: later layers of RWKV-7 mix in the first one's values, a matter between layers.
-Weights are named as in fla (x_r, r_proj, w_lora, k_k, g_norm), and drawn as RWKV-LM draws a first layer's, except that
-o_proj does not start at zero. The channel mix is a mixer of its own.
+This is the form of a first layer. Later layers of the RWKV-7 models mix in its values of the same tokens, before all else
+(value_residual): v_t + sigmoid(LoRA_v) * (v'_t - v_t) in place of v_t. Weights are named as in fla (x_r, r_proj, w_lora, k_k,
+g_norm), and drawn as RWKV-LM draws a first layer's, except that o_proj does not start at zero. The channel mix is a mixer of
+its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slipstream.core.config import MixerConfig, heads
-from slipstream.core.mixer import Mixer, Mode
+from slipstream.core.errors import InputError
+from slipstream.core.lender import Lender, Lent
+from slipstream.core.mixer import Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.head_norm import HeadNorm
 from slipstream.layers.linear import Linear
@@ -32,20 +35,25 @@ from slipstream.ops.valid import last_tokens
 SHIFT_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}  # how mu falls over the channels
 
 
-class RWKV7(Mixer, name="rwkv7", family="delta"):
+class RWKV7(Lender, name="rwkv7", family="delta"):
     paper = "Peng et al. 2025, arXiv:2503.14456, eq. 3-22"
     use_when = "constant memory with state tracking and no attention at all; the layer of the RWKV-7 models"
     writes, erases = "v k~^T", "what is stored under kappa, at a rate a channel"
     decays, reads = "a number a key channel, from x", "S r, and v by r . k~"
     train_order, decode_order = "T", "1"
     symbols = {"wkv": "S transposed", "w": "exp(log_decay)", "kappa": "kk", "rho": "r_k", "xi": "k_k", "alpha": "k_a"}
-    oracle = "RWKV_x070_TMix_seq of the rwkv package 0.8.32, stored in tests/oracles/rwkv7.npz"
+    oracle = (
+        "RWKV_x070_TMix_seq of the rwkv package 0.8.32, stored in tests/oracles/rwkv7.npz; value_residual: all of RWKV_x070, "
+        "rwkv7_checkpoint.npz"
+    )
     no_weight_decay = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a", "r_k")
 
     class Config(MixerConfig):
         n_heads: int | None = None  # heads; default d_model / 64
         decay_rank: int | None = None  # rank of the decay's projection; default near 2.5 sqrt(d_model), at least 32
         rate_rank: int | None = None  # rank of the projection of a, the in-context learning rate; default as decay_rank
+        value_residual: bool = False  # mixes in the values of the rwkv7 layer before it that does not
+        value_rank: int | None = None  # rank of the projection that says how much; default near 1.7 sqrt(d_model)
         gate_rank: int | None = None  # rank of the output gate's projection; default near 5 sqrt(d_model), at least 32
         norm_eps: float = 1e-5  # of the group norm, times head_dim
         chunk_size: int = 64  # tokens computed at once; changes speed, not results
@@ -68,6 +76,10 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
         zigzag = zigzag * zigzag.abs()
         self.w_lora = LoRA(D, config.decay_rank or rank, nn.Tanh(), -5.5 + 6 * line + 2.5 * zigzag)
         self.a_lora = LoRA(D, config.rate_rank or rank, nn.Identity(), -0.39 + 0.3 * zigzag + 0.4 * line)
+        self.v_lora = None
+        if config.value_residual:
+            value_rank = config.value_rank or _rank(1.7, D, self.head_dim)
+            self.v_lora = LoRA(D, value_rank, nn.Identity(), 0.73 - 0.4 * line)
         self.g_lora = LoRA(D, config.gate_rank or _rank(5.0, D, 64), nn.Sigmoid(), None)
         self.k_k, self.k_a = nn.Parameter(0.76 - 0.1 * line), nn.Parameter(torch.full((D,), 1.02))
         self.r_k = nn.Parameter(torch.full((self.n_heads, self.head_dim), -0.04))
@@ -77,28 +89,59 @@ class RWKV7(Mixer, name="rwkv7", family="delta"):
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), "shift": shift_slot(self.config.d_model)}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
+        return self.share_prefill(x, state, None, lengths)[:2]
+
+    def step(self, x: Float[Tensor, "B 1 D"], state: State):
+        return self.share_step(x, state)[:2]
+
+    def share_fresh(self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None):
+        y, _, own = self.share_prefill(x, self.init_state(x.shape[0]), lent, lengths)
+        return y, own
+
+    def share_prefill(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: State,
+        lent: Lent | None = None,
+        lengths: Int[Tensor, "B"] | None = None,
+    ):
+        """What is lent: values of these tokens."""
         line = after(state["shift"], x)
-        r, log_w, k, v, a, kk, gate = self._project(x, line[:, :-1])
+        r, log_w, k, v, a, kk, gate = self._project(x, line[:, :-1], lent)
         o, S = dplr_scan(
             r, k, v, -kk, a * kk, log_w, state["S"], lengths, chunk_size=self.config.chunk_size, erase="undecayed"
         )
         tokens = x.shape[1] if lengths is None else lengths
-        return self._output(o, r, k, v, gate), state.advance(tokens, S=S, shift=last_tokens(line, 1, lengths))
+        new = state.advance(tokens, S=S, shift=last_tokens(line, 1, lengths))
+        return self._output(o, r, k, v, gate), new, (v,)
 
-    def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        r, log_w, k, v, a, kk, gate = self._project(x, state["shift"].to(x.dtype))
+    def share_step(self, x: Float[Tensor, "B 1 D"], state: State, lent: Lent | None = None):
+        r, log_w, k, v, a, kk, gate = self._project(x, state["shift"].to(x.dtype), lent)
         o, S = dplr_step(r, k, v, -kk, a * kk, log_w, state["S"], erase="undecayed")
-        return self._output(o, r, k, v, gate), state.advance(1, S=S, shift=x)
+        return self._output(o, r, k, v, gate), state.advance(1, S=S, shift=x), (v,)
 
-    def _project(self, x: Float[Tensor, "B T D"], previous: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+    def _project(
+        self, x: Float[Tensor, "B T D"], previous: Float[Tensor, "B T D"], lent: Lent | None = None
+    ) -> tuple[Tensor, ...]:
         """r, log decay, k~, v, a, kappa by heads, and the output gate (B T D)."""
         r, w, k, v, a, g = (blend(x, previous, self.get_parameter(f"x_{n}")) for n in SHIFT_POWERS)
         wide = torch.promote_types(x.dtype, torch.float32)
         log_w = -math.exp(-0.5) * self.w_lora(w).to(wide).sigmoid()
-        r, k, v, a = self.r_proj(r), self.k_proj(k), self.v_proj(v), self.a_lora(a).sigmoid()
+        r, k, v, a = self.r_proj(r), self.k_proj(k), self._values(v, lent), self.a_lora(a).sigmoid()
         kk = F.normalize((k * self.k_k).to(wide).unflatten(-1, self.r_k.shape), dim=-1)
         r, log_w, k, v, a = (t.unflatten(-1, self.r_k.shape) for t in (r, log_w, k * (1 + (a - 1) * self.k_a), v, a))
         return r, log_w, k, v, a, kk, self.g_lora(g)
+
+    def _values(self, x: Float[Tensor, "B T D"], lent: Lent | None) -> Float[Tensor, "B T D"]:
+        """Its own, or between these and another layer's."""
+        v = self.v_proj(x)
+        if self.v_lora is None:
+            return v
+        if lent is None:
+            raise InputError(
+                "a layer with value_residual=true reads the values of a layer before it: it runs in a model only"
+            )
+        return torch.lerp(v, lent[0].flatten(2), self.v_lora(x).sigmoid())
 
     def _output(self, o: Tensor, r: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Float[Tensor, "B T D"]:
         bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v

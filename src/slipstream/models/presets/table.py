@@ -51,6 +51,18 @@ def _nemotron_h(mamba: str, mlp: str, attention: str) -> str:
     return ", ".join(f"{kinds[letter]}/none" for letter in order)
 
 
+def _zamba2() -> str:
+    """54 layers of Mamba-2, before nine of which one of two transformers speaks, in turns."""
+    mamba, alone = "mamba2(n_heads=80, d_state=64)", [6, 5, 5, 5, 5, 5, 5, 4, 3]
+    before = (f"{n}*{mamba}/none, {_OF_ZAMBA2.format(i % 2)}/{mamba}" for i, n in enumerate(alone))
+    return ", ".join([*before, f"2*{mamba}/none"])
+
+
+_OF_ZAMBA2 = (
+    "zamba2_transformer(n_heads=32, rope_base=none, reads_embedding=true, d_ff=10240, adapter_rank=128, tied={}, "
+    "to_next=true)"
+)
+_OF_RWKV7 = "rwkv7(decay_rank=96, rate_rank=96, value_rank=64, gate_rank=320)/rwkv7_channel_mix"
 _OF_MIXTRAL = "attention(n_heads=32, n_kv_heads=8, rope_base=1e6)/moe(n_experts=8, top_k=2, d_expert=14336)"
 _OF_DEEPSEEK = "mla(n_heads=128, kv_rank=512, q_rank=1536, nope_head_dim=128, rope_head_dim=64, v_head_dim=128)"
 _DEEPSEEK_MOE = (
@@ -230,6 +242,12 @@ PRESETS: dict[str, Preset] = {
             8.1e9,
         ),
     ),
+    "zamba2": Preset(
+        "5*mamba2/none, zamba2_transformer(reads_embedding=true, adapter_rank=16, tied=0, to_next=true)/mamba2",
+        "Mamba-2, before every sixth layer one transformer, the same for all, with adapters of each use",
+        "Glorioso et al. (Zyphra) 2024, arXiv:2411.15242",
+        Published("Zamba2 2.7B", _sizes(_zamba2(), 54, 2560, 32000, tied=True, norm_eps=1e-5), 2.66e9),
+    ),
     "bamba": Preset(
         "9*mamba2, attention(rope_fraction=0.5)",
         "nine Mamba-2 layers to one of attention, a feed-forward behind each",
@@ -348,9 +366,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "rwkv7": Preset(
         "rwkv7/rwkv7_channel_mix",
-        "RWKV-7 with its channel mix",
+        "RWKV-7 with its channel mix; layers after the first mix in its values (value_residual=true)",
         "Peng et al. 2025, arXiv:2503.14456",
-        Published("RWKV-7 World 2.9B", _sizes("rwkv7/rwkv7_channel_mix", 32, 2560, 65536), 2.95e9),
+        Published(
+            "RWKV-7 World 2.9B",
+            _sizes(_OF_RWKV7, 32, 2560, 65536, value_residual=True, norm="layer", embedding_norm=True),
+            2.9477e9,
+        ),
     ),
     "xlstm": Preset(
         "7*mlstm, slstm",

@@ -36,9 +36,11 @@ class Llama(Architecture):
     model_type = "llama"
     modules = NORMS | ATTENTION | GATED_MLP
 
+    def reads(self, said: Mapping[str, Any]) -> bool:
+        return not said.get("expert_count")
+
     def config(self, said: Fields, there: There) -> dict[str, Any]:
-        said.only("expert_count", 0)
-        said.ignore("expert_used_count")
+        said.ignore("expert_count", "expert_used_count")
         config, positions = decoder(said, there), rope(said)
         if FACTORS in there.shapes:
             positions = _of_factors(

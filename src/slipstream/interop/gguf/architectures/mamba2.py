@@ -7,7 +7,7 @@ from typing import Any
 
 from slipstream.core.errors import InputError
 from slipstream.interop.gguf.architecture import Architecture, Change, There, vocabulary_of
-from slipstream.interop.gguf.state_space import BACKBONE, RATES, SSM, WIDE, convolution, of_ssm, their_ssm
+from slipstream.interop.gguf.state_space import BACKBONE, SSM, WIDE, of_ssm, ssd_changes, their_ssm
 from slipstream.interop.hf.fields import Fields
 
 
@@ -35,7 +35,4 @@ class Mamba2(Architecture):
         return their_ssm(config) | {"ssm.time_step_rank": config["num_heads"], "ssm.group_count": config["n_groups"]}
 
     def changes(self, config: Mapping[str, Any]) -> dict[str, Change]:
-        column = Change(lambda t: t.flatten(), lambda t: t[:, None])
-        groups = Change(lambda t: t.flatten(), lambda t: t.unflatten(0, (config["n_groups"], -1)))
-        rates = Change(lambda t: RATES.read(t.flatten()), lambda t: RATES.write(t)[:, None])
-        return {"ssm_conv1d": convolution(), "ssm_a": rates, "ssm_d": column, "ssm_norm": groups}
+        return ssd_changes(config["n_groups"])

@@ -24,16 +24,19 @@ from slipstream.interop.hf.decoder import (
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields
 from slipstream.interop.hf.gated_delta import (
+    apart_delta_rules,
     delta,
-    delta_rules,
     gated_attention,
     gated_attention_rules,
+    is_no_text,
     layer_kinds,
+    of_text,
+    text_name,
     their_delta,
     their_gated_attention,
     their_layer_kinds,
 )
-from slipstream.interop.hf.weights import Rule, cut, in_blocks, rename
+from slipstream.interop.hf.weights import Rule, in_blocks
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
 
@@ -43,19 +46,11 @@ class Qwen35(Family):
     architecture = "Qwen3_5ForCausalLM"
 
     def config(self, hf: Fields) -> ModelConfig:
-        if not hf.has("text_config"):
-            return self._text(hf)
-        text = hf.table_of("text_config")
-        text.table.setdefault("tie_word_embeddings", hf.flag("tie_word_embeddings", False))
-        hf.ignore(*(name for name in hf.table if name.startswith(("vision_", "image_", "video_", "language_model_"))))
-        config = self._text(text)
-        text.finish()
-        return config
+        return of_text(hf, self._text)
 
     @staticmethod
     def _text(hf: Fields) -> ModelConfig:
         hf.only("attn_output_gate", True)
-        hf.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype")
         about = sizes(hf)
         n, eps = about["n_layers"], about["norm_eps"]
         mixers = {"linear_attention": delta(hf, eps), "full_attention": gated_attention(hf, eps)}
@@ -77,23 +72,12 @@ class Qwen35(Family):
         return [
             *STEM,
             *in_blocks([*NORMS, *GATED_MLP], range(model.config.n_layers)),
-            *in_blocks(self._delta_rules(next(iter(layers["gated_deltanet"].values()))), layers["gated_deltanet"]),
+            *in_blocks(apart_delta_rules(next(iter(layers["gated_deltanet"].values()))), layers["gated_deltanet"]),
             *in_blocks(gated_attention_rules(next(iter(layers["attention"].values()))), layers["attention"]),
         ]
 
-    @staticmethod
-    def _delta_rules(mixer: Any) -> list[Rule]:
-        k, v = mixer.n_heads * mixer.head_dim, mixer.n_v_heads * mixer.v_head_dim
-        return [
-            cut("linear_attn.in_proj_qkv", [f"mixers.0.{n}_proj" for n in "qkv"], (k, k, v)),
-            rename("linear_attn.in_proj_z", "mixers.0.g_proj"),
-            *(rename(f"linear_attn.in_proj_{n}", f"mixers.0.{n}_proj") for n in "ab"),
-            *delta_rules(mixer),
-        ]
-
     def spelling(self, name: str) -> str:
-        """Beside a network for images, the text's stands one deeper."""
-        return name.replace("model.language_model.", "model.", 1)
+        return text_name(name)
 
     def surplus(self, name: str, config: ModelConfig) -> bool:
-        return name.startswith(("mtp.", "model.visual.")) or super().surplus(name, config)
+        return is_no_text(name) or super().surplus(name, config)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from slipstream.core.errors import InputError
 from slipstream.interop.hf.decoder import (
     GATED_MLP,
     NORMS,
@@ -22,12 +21,11 @@ from slipstream.interop.hf.decoder import (
     values,
 )
 from slipstream.interop.hf.experts import (
-    EXPERT_NAMES,
-    expert_rules,
     feedforwards,
-    mixture,
+    shared_mixture,
+    shared_mixture_rules,
     sparse_layers,
-    their_mixture,
+    their_shared_mixture,
 )
 from slipstream.interop.hf.family import Family
 from slipstream.interop.hf.fields import Fields, one_of_each
@@ -42,10 +40,9 @@ from slipstream.interop.hf.gated_delta import (
     their_gated_attention,
     their_layer_kinds,
 )
-from slipstream.interop.hf.weights import Rule, in_blocks, rename
+from slipstream.interop.hf.weights import Rule, in_blocks
 from slipstream.models.config import ModelConfig
 from slipstream.models.language_model import LanguageModel
-from slipstream.models.pattern import Part
 
 
 class Qwen3Next(Family):
@@ -57,35 +54,20 @@ class Qwen3Next(Family):
         hf.only("use_sliding_window", False)
         n, eps = about["n_layers"], about["norm_eps"]
         mixers = {"linear_attention": delta(hf, eps), "full_attention": gated_attention(hf, eps)}
-        moe, mlp = self._mixture(hf, n), gated_mlp(hf)
+        moe, mlp = shared_mixture(hf, n, hf.flag("norm_topk_prob", True)), gated_mlp(hf)
         blocks = zip(layer_kinds(hf, n), sparse_layers(hf, n))
         return model_config(
             pattern((mixers[kind], moe if sparse else mlp) for kind, sparse in blocks), about, norm="rms_plus_one"
         )
 
-    @staticmethod
-    def _mixture(hf: Fields, n_layers: int) -> Part:
-        shared, width = hf.whole("shared_expert_intermediate_size", 512), hf.whole("moe_intermediate_size", 512)
-        if shared % width:
-            raise InputError(f"{hf.owner}: a shared expert of width {shared} is no whole number of experts of {width}")
-        settings = {
-            "normalised": hf.flag("norm_topk_prob", True),
-            "n_shared_experts": shared // width,
-            "shared_gate": True,
-        }
-        return mixture(hf, "num_experts", "moe_intermediate_size", n_layers, **settings)
-
     def hf_config(self, model: LanguageModel) -> dict[str, Any]:
         layers, (dense, sparse) = layers_by_name(model, "gated_deltanet", "attention"), feedforwards(model)
-        moe = their_mixture(sparse.values(), "num_experts", "moe_intermediate_size")
-        shared = one_of_each((values(m)["n_shared_experts"] for m in sparse.values()), "n_shared_experts")
         return {
             **their_sizes(model),
             **their_delta(layers["gated_deltanet"].values()),
             **their_gated_attention(layers["attention"].values()),
             **(their_gated_mlp(dense.values()) if dense else {"intermediate_size": model.config.d_model}),
-            **moe,
-            "shared_expert_intermediate_size": max(1, shared) * moe["moe_intermediate_size"],
+            **their_shared_mixture(sparse.values()),
             "norm_topk_prob": one_of_each((values(m)["normalised"] for m in sparse.values()), "normalised"),
             "layer_types": their_layer_kinds(layers, "gated_deltanet"),
             "mlp_only_layers": list(dense),
@@ -94,21 +76,13 @@ class Qwen3Next(Family):
 
     def rules(self, model: LanguageModel) -> list[Rule]:
         layers, (dense, sparse) = layers_by_name(model, "gated_deltanet", "attention"), feedforwards(model)
-        moe = [
-            *expert_rules(
-                "mlp.experts", "mixers.1.experts", values(next(iter(sparse.values())))["n_experts"], EXPERT_NAMES
-            ),
-            rename("mlp.gate", "mixers.1.router"),
-            rename("mlp.shared_expert", "mixers.1.shared_experts"),
-            rename("mlp.shared_expert_gate", "mixers.1.shared_gate"),
-        ]
         return [
             *STEM,
             *in_blocks(NORMS, range(model.config.n_layers)),
             *in_blocks(self._delta_rules(next(iter(layers["gated_deltanet"].values()))), layers["gated_deltanet"]),
             *in_blocks(gated_attention_rules(next(iter(layers["attention"].values()))), layers["attention"]),
             *in_blocks(GATED_MLP, dense),
-            *in_blocks(moe, sparse),
+            *in_blocks(shared_mixture_rules(next(iter(sparse.values()))), sparse),
         ]
 
     @staticmethod
