@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slipstream.layers.rope_scaling import RopeScaling
+from slipstream.ops.rotate import rotate
 
 
 def rope(
@@ -19,16 +20,7 @@ def rope(
 
     Angles are computed in float32 at least; K must be even. A scaling's magnitude is for whoever places q and k.
     """
-    half = x.shape[-1] // 2
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if scaling is None:
-        inverse = base ** -(torch.arange(half, device=x.device, dtype=wide) / half)
-    else:
-        inverse = torch.tensor(scaling.angles(base, 2 * half), device=x.device, dtype=wide)
-    angle = positions[..., None, None].to(wide) * inverse
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return partial_rope(x, positions, base, 1.0, scaling)
 
 
 def partial_rope(
@@ -39,6 +31,11 @@ def partial_rope(
     scaling: RopeScaling | None = None,
 ) -> Float[Tensor, "B T H K"]:
     """The first part of the channels turned (GPT-NeoX, Qwen3-Next), the others as they are. An even number of them turns."""
-    if (turned := int(fraction * x.shape[-1])) == x.shape[-1]:
-        return rope(x, positions, base, scaling)
-    return torch.cat([rope(x[..., :turned], positions, base, scaling), x[..., turned:]], -1)
+    half = int(fraction * x.shape[-1]) // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if scaling is None:
+        inverse = base ** -(torch.arange(half, device=x.device, dtype=wide) / half)
+    else:
+        inverse = torch.tensor(scaling.angles(base, 2 * half), device=x.device, dtype=wide)
+    angle = positions[..., None].to(wide) * inverse
+    return rotate(x, angle.cos(), angle.sin())
