@@ -8,6 +8,7 @@ The model reads prose with facts planted in it and learns both: to predict the t
 about facts that lie 4,000 tokens back, and to predict text it has never seen, under every policy. A record each goes to
 docs/policies/results.jsonl: recall, bits per byte, bytes held, keys read a token, and the time of the prompt as a ratio to the
 dense one in the same run; what stands there already is not measured again. `python docs/policies.py` renews docs/policies.md.
+Which heads keep everything under duo_attention is found on the text that was learned from, never on what is asked about.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from slipstream.compare.results import Record, Results
 from slipstream.core.state import State
 from slipstream.data.source import HELD_OUT, read_text
 from slipstream.models.language_model import LanguageModel
-from slipstream.models.policies import keys_read, with_policies
+from slipstream.models.policies import Policies, keys_read, with_policies
+from slipstream.models.retrieval_heads import retrieval_heads
 
 FOLDER = Path(__file__).parent.parent / "docs" / "policies"
 PATTERN = "attention(conv_size=4, rope_base=none)"  # without positions what is learned on 1,000 tokens carries to 4,000
@@ -53,6 +55,10 @@ CACHES = [
     "snapkv:128", "snapkv:512", "snapkv:2048", "quest:128", "quest:512", "quest:2048", "kv_int8", "kv_int4",
 ]  # fmt: skip
 PREFILLS = ["dense", "sage", "minference", "xattention", "flexprefill"]
+STREAMING, RETRIEVING = (
+    128,
+    (0.125, 0.25, 0.5, 0.75),
+)  # last tokens of streaming heads; shares of heads that keep everything
 
 
 def model_of(tokens: int, seed: int) -> LanguageModel:
@@ -112,17 +118,27 @@ def measure(folder: Path, out: Path, rows: int) -> None:
     """One record a policy, the dense prompt timed beside each."""
     model, results = ss.load(folder).eval(), Results(out)
     dense = with_policies(model, cache="full", prefill_policy="dense")
-    policies = [("full", "dense")] + [(c, "dense") for c in CACHES[1:]] + [("full", p) for p in PREFILLS[1:]]
+    shares = {f"duo_attention:{STREAMING}, {share:.1%} of the heads": share for share in RETRIEVING}
+    policies = [(c, "dense") for c in [*CACHES, *shares]] + [("full", p) for p in PREFILLS[1:]]
     with results.claimed():
         for cache, prefill in policies:
             name = f"cache={cache}, prefill_policy={prefill}"
             if results.has("policy", name):
                 continue
-            changed = with_policies(model, cache=cache, prefill_policy=prefill)
+            caches = by_heads(model, shares[cache]) if cache in shares else cache
+            changed = with_policies(model, cache=caches, prefill_policy=prefill)
             record = {"kind": "policy", "arch": name, "cache": cache, "prefill": prefill} | quality(changed, rows)
             record["prompt_time"] = prompt_time(changed, dense)
             results.add(record)
             print(record, flush=True)
+
+
+def by_heads(model: LanguageModel, share: float) -> Policies:
+    """The cache of each layer, where so many of all heads keep everything."""
+    task = Facts(texts()[0])
+    level = Level(pairs=task.goal.pairs, symbols=task.goal.symbols, gap=GAPS[-1])
+    rows = task.batch(ROWS, level, torch.Generator().manual_seed(11)).tokens
+    return retrieval_heads(model, rows, STREAMING, share)
 
 
 def quality(model: LanguageModel, rows: int) -> Record:

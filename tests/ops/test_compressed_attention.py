@@ -73,8 +73,7 @@ def test_blocks_gain_the_weights_of_what_they_share_with_summaries(stretch, bloc
     if block_size % stretch.stride:
         block_size = stretch.stride
     (q, k, v), blocks, n = lines(stretch), -(-T // block_size), 4
-    _, lse = ops.summaries_attention(q, k, v, NONE, stretch)
-    chosen = ops.rank(q, k, lse, NONE, stretch, block_size, n)
+    chosen = ops.rank(q, k, NONE, stretch, block_size, n)
     _, weights = ops.reference(q, k, v, stretch)
     scores = torch.zeros(B, T, G, blocks, dtype=torch.float64)
     for i in range(k.shape[1]):
@@ -149,7 +148,7 @@ def test_cost_is_what_is_declared():
     assert counter.get_total_flops() == ops.window_and_summaries_flops(T, B, H, K, WINDOW, EVERY, "forward")
     q, k, v = (x.detach() for x in lines(Stretch(4, 2)))
     with FlopCounterMode(display=False) as counter:
-        _, lse = ops.summaries_attention(q, k, v, NONE, Stretch(4, 2))
-        ops.rank(q, k, lse, NONE, Stretch(4, 2), 4, 3)
+        ops.summaries_attention(q, k, v, NONE, Stretch(4, 2))
+        ops.rank(q, k, NONE, Stretch(4, 2), 4, 3)
     declared = [ops.summaries_flops(T, B, H, K, width, Stretch(4, 2), "forward") for width in (V, 0)]
     assert counter.get_total_flops() == sum(declared)

@@ -124,8 +124,7 @@ def _card(
 ) -> Card:
     keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
     facts = dict(fact for a in node.body if isinstance(a, ast.Assign) for fact in _constants(a))
-    text = ast.get_source_segment(source, node) or ""
-    fields = _fields(node, tree, source)
+    text, fields = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno]), _fields(node, tree, source)
     return Card(
         name=keywords["name"],
         family=keywords.get("family", ""),
@@ -178,21 +177,27 @@ def _with_inherited(node: ast.ClassDef, tree: ast.Module, source: str) -> dict[s
     """Fields of a settings class, those of its bases first."""
     fields: dict[str, tuple[str, str, str]] = {}
     for base in node.bases:
-        fields |= _imported(base.id, tree) if isinstance(base, ast.Name) else {}
+        fields |= _inherited(base.id, tree) if isinstance(base, ast.Name) else {}
     return fields | _annotated(node, source)
 
 
-def _imported(name: str, tree: ast.Module) -> dict[str, tuple[str, str, str]]:
-    """Fields of a settings class that the file imports from a slipstream module."""
+def _inherited(name: str, tree: ast.Module) -> dict[str, tuple[str, str, str]]:
+    """Fields of a settings class that the file imports."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
-            spec = importlib.util.find_spec(node.module)
-            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-            home = ast.parse(source)
-            classes = [n for n in home.body if isinstance(n, ast.ClassDef) and n.name == name]
-            fields = {k: v for c in classes for k, v in _with_inherited(c, home, source).items()}
-            return {k: v for k, v in fields.items() if k != "d_model"}
+            return _imported(name, node.module)
     return {}
+
+
+@cache
+def _imported(name: str, module: str) -> dict[str, tuple[str, str, str]]:
+    """The same from the module. Few are shared by many, and whoever asks waits for a first token."""
+    spec = importlib.util.find_spec(module)
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    home = ast.parse(source)
+    classes = [n for n in home.body if isinstance(n, ast.ClassDef) and n.name == name]
+    fields = {k: v for c in classes for k, v in _with_inherited(c, home, source).items()}
+    return {k: v for k, v in fields.items() if k != "d_model"}
 
 
 def _annotated(node: ast.ClassDef, source: str) -> dict[str, tuple[str, str, str]]:

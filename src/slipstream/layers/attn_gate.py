@@ -4,8 +4,8 @@ r"""The gate of SeerAttention-R: what a token asks for, and what a block of keys
     b_i = rope_{iL}(W_b [max k_s, min k_s, mean k_s over the L tokens of block i])
 
 Gao et al. 2025, arXiv:2506.08889, eq. 1. It sees queries and keys before their positions. It is trained by distillation
-alone, which is not here, and nothing in it has a gradient. The authors begin at random; here it begins as what ranks blocks
-well untrained: the mean of the queries with the mean of the keys.
+alone: what it keeps has no gradient, `answers` makes it again with one. The authors begin at random; here it begins as what
+ranks blocks well untrained: the mean of the queries with the mean of the keys.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ class AttnGate(nn.Module):
             "k_gate": Slot((0, G, K), dtype=None, grows=True, every=every),
         }
 
-    @torch.no_grad()
     def ask(self, q: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T G K"]:
         """a."""
         return self.turn(self.attngate_linear_q(q.unflatten(2, (self.n_kv_heads, -1)).flatten(3)), positions)
 
-    @torch.no_grad()
     def answer(self, pooled: Float[Tensor, "B N G P"], blocks: Int[Tensor, "B N"]) -> Float[Tensor, "B N G K"]:
         """b, of max, min and mean side by side."""
         return self.turn(self.attngate_linear_k(pooled), blocks * self.block_size)
@@ -82,11 +80,26 @@ class AttnGate(nn.Module):
         begun = begun.clamp(max=k_sum.shape[1] - 1)  # a row may have begun fewer than another: its last is made twice
         rows = torch.arange(len(past), device=k.device)[:, None]
         held = (ends[:, None] - begun * L).clamp(0, L)[..., None, None]
-        high, low = k_most[rows, begun].split(self.head_dim, -1)
-        mean = (k_sum[rows, begun] / held.clamp(min=1)).to(high.dtype)
-        pooled = torch.where(held > 0, torch.cat([high, -low, mean], -1), 0)
-        b = self.answer(pooled, begun)
-        return {"k_most": k_most, "k_sum": k_sum, "k_gate": state["k_gate"].index_put_((rows, begun), b)}
+        b = self.answer(self._pooled(k_most[rows, begun], k_sum[rows, begun], held), begun)
+        return {
+            "k_most": k_most,
+            "k_sum": k_sum,
+            "k_gate": state["k_gate"].index_put_((rows, begun), b.to(k_most.dtype)),
+        }
+
+    def answers(
+        self, k_most: Float[Tensor, "B N G K2"], k_sum: Float[Tensor, "B N G K"], blocks: int
+    ) -> Float[Tensor, "B n G K"]:
+        """b of the first blocks, from what is kept of them; of one that is not full in a row it means nothing."""
+        L, number = self.block_size, torch.arange(blocks, device=k_sum.device).expand(len(k_sum), -1)
+        begun = torch.isfinite(k_most[:, :blocks, :1, :1])
+        return self.answer(self._pooled(k_most[:, :blocks], k_sum[:, :blocks], L * begun), number)
+
+    def _pooled(self, k_most: Tensor, k_sum: Tensor, held: Int[Tensor, "B N 1 1"]) -> Float[Tensor, "B N G P"]:
+        """Max, min and mean of blocks that hold so many tokens; zero of those that hold none."""
+        high, low = k_most.split(self.head_dim, -1)
+        mean = (k_sum / held.clamp(min=1)).to(high.dtype)
+        return torch.where(held > 0, torch.cat([high, -low, mean], -1), 0)
 
     def flops(self, tokens: int, n_heads: int) -> float:
         """Of ask and of write."""
@@ -98,5 +111,5 @@ def _with_most(
     most: Float[Tensor, "B N G K2"], k: Float[Tensor, "B T G K"], block: Int[Tensor, "B T"], real: Tensor
 ) -> Float[Tensor, "B N G K2"]:
     """The largest of k and of -k in each block, with new tokens in it. What was there is consumed."""
-    new = torch.where(real[..., None, None], torch.cat([k, -k], -1), -torch.inf)
+    new = torch.where(real[..., None, None], torch.cat([k, -k], -1), -torch.inf).to(most.dtype)
     return most.scatter_reduce_(1, block[..., None, None].expand(new.shape), new, "amax")

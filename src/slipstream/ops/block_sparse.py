@@ -56,7 +56,8 @@ def block_sparse(
     (B, C, N, M), T = chosen.shape, q.shape[1]
     lines, keys, values = q.unflatten(2, (C, -1)).flatten(0, 2), *(_in_blocks(x, M, block_size) for x in (k, v))
     sinks = None if softmax.sinks is None else softmax.sinks.unflatten(0, (C, -1))
-    rooms = None if torch.is_grad_enabled() else _rooms((keys, values), max(1, GATHERED // block_size, M))
+    most = max(GATHERED, M * block_size + (0 if columns is None else columns.shape[2]))
+    rooms = None if torch.is_grad_enabled() else _rooms((keys, values), most)
     parts, order = [], []
     for tile in _tiles(chosen, past, T, block_size, k.shape[2], columns):
         how = softmax if sinks is None else replace(softmax, sinks=sinks[tile.unit // N % C].flatten())
@@ -136,9 +137,22 @@ def _unread(
     return column.gather(1, place).clamp(min=0), met.gather(1, place)
 
 
-def _rooms(tables: tuple[Tensor, Tensor], blocks: int) -> list[Tensor]:
-    """Where blocks are gathered, tile after tile: memory that is new for each costs as much as the gathering."""
-    return [x.new_empty(blocks, *x.shape[1:]) for x in tables]
+def _rooms(tables: tuple[Tensor, Tensor], tokens: int) -> list[Tensor]:
+    """Where keys are gathered, tile after tile: memory that is new for each costs as much as the gathering."""
+    return [x.new_empty(tokens, x.shape[2]) for x in tables]
+
+
+def _gathered(x: Float[Tensor, "BGM s K"], tile: _Tile, room: Tensor | None) -> Float[Tensor, "n m K"]:
+    """Columns, then blocks, of all units of a tile. Beside columns blocks are gathered token by token too, in one go."""
+    block, column = tile.block, tile.column
+    if column.shape[1]:
+        tokens = (block[..., None] * x.shape[1] + torch.arange(x.shape[1], device=x.device)).flatten(1)
+        x, index = x.flatten(0, 1), torch.cat([column, tokens], 1).flatten()
+    else:
+        index = block.flatten()
+    rows = len(index) * x.shape[1:-1].numel()
+    to = None if room is None else room[:rows].view(-1, *x.shape[1:])
+    return torch.index_select(x, 0, index, out=to).reshape(len(block), -1, x.shape[-1])
 
 
 def _read_tile(
@@ -153,13 +167,10 @@ def _read_tile(
     (n, t), R, w = tile.query.shape, lines.shape[1], tile.met.shape[1]
     place = torch.arange(t, device=lines.device)
     mask = (torch.cat([place.new_zeros((tile.block.shape[1] - 1) * t), place]) <= place[:, None])[None, None]
-    block = tile.block.flatten()
-    to = (None, None) if rooms is None else (room[: len(block)] for room in rooms)
-    k, v = (torch.index_select(x, 0, block, out=r).reshape(n, -1, x.shape[2]) for x, r in zip((keys, values), to))
+    k, v = (_gathered(x, tile, room) for x, room in zip((keys, values), rooms or (None, None)))
     if w:
         met = tile.met.repeat_interleave(R, 0)[None, :, None].expand(-1, -1, t, -1)
         mask = torch.cat([met, mask.expand(-1, n * R, -1, -1)], -1)
-        k, v = (torch.cat([x.flatten(0, 1)[tile.column], y], 1) for x, y in ((keys, k), (values, v)))
     q = lines.index_select(0, tile.query.flatten()).reshape(n, t, R, -1).transpose(0, 1).flatten(1, 2)
     o = read(q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask, softmax)
     return o[0].unflatten(1, (n, R)).transpose(0, 1)

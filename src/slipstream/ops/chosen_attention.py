@@ -91,12 +91,18 @@ def indexed_tokens(
     for i in range(0, q.shape[1], max(1, together)):
         until = min(q.shape[1], i + together)
         keys = k if whole else k[:, : (furthest + until) // every]
-        products = (q[:, i:until] @ keys.mT[:, None]).relu()  # B t I S
-        scores = weights[:, i:until, None] @ products
+        scores = index_scores(q[:, i:until], weights[:, i:until], keys)[:, :, None]
         position = past[:, None] + torch.arange(i, until, device=q.device)
         seen = torch.arange(keys.shape[1], device=q.device) < ((position + 1) // every)[..., None]
         chosen.append(choose(scores.to(torch.promote_types(scores.dtype, torch.float32)), seen[:, :, None], n))
     return torch.cat(chosen, 1)
+
+
+def index_scores(
+    q: Float[Tensor, "B t I K"], weights: Float[Tensor, "B t I"], k: Float[Tensor, "B S K"]
+) -> Float[Tensor, "B t S"]:
+    """sum_i w_i relu(q_i . k_s)."""
+    return (weights[:, :, None] @ (q @ k.mT[:, None]).relu())[:, :, 0]
 
 
 def indexed_flops(
@@ -141,8 +147,10 @@ def chosen_tokens(
     softmax: Softmax = PLAIN,
 ) -> Float[Tensor, "B T H V"]:
     """Attention to chosen tokens, which stand at their positions in k and v; G divides C, and C divides H."""
-    outputs = [q.new_zeros(len(q), 0, q.shape[2], v.shape[3])]
-    for i in range(0, q.shape[1] if len(q) else 0, TOGETHER):
+    if 0 in q.shape[:2]:
+        return q.new_zeros(*q.shape[:3], v.shape[3])
+    outputs = []
+    for i in range(0, q.shape[1], TOGETHER):
         rows = slice(i, i + TOGETHER)
         outputs.append(recomputed(_read_together, q[:, rows], k, v, chosen[:, rows], softmax))
     return torch.cat(outputs, 1)

@@ -15,13 +15,14 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from slipstream.ops.choice_loss import weights
 from slipstream.ops.chosen_attention import TOGETHER, choose, wanted_by_any
 from slipstream.ops.places import cut_out
 from slipstream.ops.recompute import recomputed
-from slipstream.ops.softmax import PLAIN, Softmax, read, read_with_lse
+from slipstream.ops.softmax import PLAIN, Softmax, logits_of, read, read_with_lse
 
 QUERIES = 512  # that meet summaries at once
 
@@ -94,11 +95,7 @@ def window_and_summaries(
     outputs = [q[:, :0]]
     for rows, positions, end in _tiles(q, past, summaries.shape[1] * every, TOGETHER):
         i, t = rows.start, rows.stop - rows.start
-        key, query = (
-            torch.arange(i + 1 - window, i + t, device=q.device),
-            torch.arange(i, i + t, device=q.device)[:, None],
-        )
-        near = (key <= query) & (key > query - window) & (key >= -past[:, None, None])
+        near = _near(i, t, window, past)
         far, wanted = summaries[:, : end // every], None
         met = _seen(positions, Stretch(every, every), far.shape[1])
         if chosen is not None:
@@ -109,6 +106,31 @@ def window_and_summaries(
             recomputed(_read_both, q[:, rows], keys, far, torch.cat([near, met], -1)[:, None], wanted, softmax)
         )
     return torch.cat(outputs, 1)
+
+
+def weights_of_summaries(
+    q: Float[Tensor, "B t H K"],
+    positions: Int[Tensor, "B t"],
+    line: Float[Tensor, "B L 1 K"],
+    summaries: Float[Tensor, "B N 1 K"],
+    past: Int[Tensor, "B"],
+    window: int,
+    every: int,
+    softmax: Softmax = PLAIN,
+) -> tuple[Float[Tensor, "B H t N"], Bool[Tensor, "B 1 t N"]]:
+    """What a tile of queries would give to all summaries that are seen, beside the window; and which these are."""
+    i, t = int(positions[0, 0] - past[0]), q.shape[1]
+    seen = _seen(positions, Stretch(every, every), summaries.shape[1])
+    keys = torch.cat([line[:, i : i + t + window - 1], summaries], 1)
+    met = torch.cat([_near(i, t, window, past).expand(len(q), -1, -1), seen], -1)
+    return weights(q, keys, met[:, None], softmax)[..., t + window - 1 :], seen[:, None]
+
+
+def _near(i: int, t: int, window: int, past: Int[Tensor, "B"]) -> Bool[Tensor, "B t S"]:
+    """Which of the t + window - 1 tokens up to the last of t queries, the first of which is number i, each meets."""
+    key = torch.arange(i + 1 - window, i + t, device=past.device)
+    query = torch.arange(i, i + t, device=past.device)[:, None]
+    return (key <= query) & (key > query - window) & (key >= -past[:, None, None])
 
 
 def _read_both(q: Tensor, near: Tensor, far: Tensor, mask: Tensor, wanted: Tensor | None, softmax: Softmax) -> Tensor:
@@ -139,7 +161,6 @@ def window_and_summaries_flops(
 def rank(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B N G K"],
-    lse: Float[Tensor, "B T H"],
     past: Int[Tensor, "B"],
     stretch: Stretch,
     block_size: int,
@@ -147,16 +168,17 @@ def rank(
 ) -> Int[Tensor, "B T G n"]:
     """The top_k blocks for each key head: the first, a query's own, the one before, and those of largest weight.
 
-    Weights are those that summaries_attention read by (lse), summed over the query heads of a key head.
+    Weights are those that summaries_attention reads by, summed over the query heads of a key head.
     """
-    q, k, lse, groups = q.detach(), k.detach(), lse.detach(), k.shape[2]
+    q, k, groups = q.detach(), k.detach(), k.shape[2]
     chosen = [torch.zeros(len(q), 0, groups, top_k, dtype=torch.long, device=q.device)]
     for rows, positions, end in _tiles(q, past, k.shape[1] * stretch.stride, QUERIES):
         n = min(k.shape[1], stretch.whole(end))
-        heads, total = (x[:, rows].unflatten(2, (groups, -1)).transpose(1, 2).transpose(2, 3) for x in (q, lse))
-        logits = (heads @ k[:, :n].permute(0, 2, 3, 1)[:, :, None]).to(lse.dtype) * q.shape[3] ** -0.5  # B G R t N
-        weights = (logits - total[..., None]).exp().sum(2).masked_fill(~_seen(positions, stretch, n)[:, None], 0)
-        scores = _of_blocks(weights, stretch, block_size, -(-end // block_size)).transpose(1, 2)
+        unseen = ~_seen(positions, stretch, n)[:, None]
+        logits = logits_of(q[:, rows], k[:, :n], PLAIN).unflatten(1, (groups, -1))  # B G R t N
+        shares = logits.masked_fill(unseen[:, None], torch.finfo(logits.dtype).min).softmax(-1)
+        shares = shares.sum(2).masked_fill(unseen, 0)  # also where a query sees none
+        scores = _of_blocks(shares, stretch, block_size, -(-end // block_size)).transpose(1, 2)
         own = (positions // block_size)[:, :, None, None]
         block = torch.arange(scores.shape[3], device=q.device)
         scores = scores.masked_fill((block == 0) | (block == own) | (block == own - 1), torch.inf)

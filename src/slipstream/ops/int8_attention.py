@@ -75,8 +75,9 @@ def _read(
     groups = k_whole.shape[2]
     by_group = q_whole.transpose(1, 2).unflatten(1, (groups, -1))  # B G R T K
     products = by_group @ k_whole.permute(0, 2, 3, 1)[:, :, None]
-    products = products * (scale * q_factor.transpose(1, 2).unflatten(1, (groups, -1))[..., None])
-    logits = (products * k_factor.transpose(1, 2)[:, :, None, None]).flatten(1, 2)
+    products *= scale * q_factor.transpose(1, 2).unflatten(1, (groups, -1))[..., None]
+    products *= k_factor.transpose(1, 2)[:, :, None, None]
+    logits = products.flatten(1, 2)
     if raised is not None:
         logits = logits + raised.transpose(1, 2)[..., None]
     return with_sinks(*read_by_logits(softmax.capped(logits), v, seen), softmax)

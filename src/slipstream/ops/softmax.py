@@ -97,19 +97,22 @@ def read_with_lse(
 def read_by_logits(
     logits: Float[Tensor, "B H T S"], v: Float[Tensor, "B S G V"], mask: Mask | None = None
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """The same of logits that were made in another way."""
+    """The same of logits that were made in another way.
+
+    By torch's softmax: its exp alone takes no longer, up to a hundred times, where weights vanish.
+    """
+    if not v.shape[1]:
+        nothing = logits.sum(-1).transpose(1, 2)
+        return nothing[..., None].expand(-1, -1, -1, v.shape[3]).to(v.dtype), nothing - torch.inf
+    least = torch.finfo(logits.dtype).min  # not -inf: of a row without keys softmax would make NaN
     if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-    largest = (
-        logits.detach().amax(-1, keepdim=True) if v.shape[1] else logits.new_full((*logits.shape[:3], 1), -torch.inf)
-    )
-    largest = largest.clamp(min=torch.finfo(logits.dtype).min)  # a row without keys: e^(-inf - finite) is 0, not NaN
-    weights = (logits - largest).exp()
-    total = weights.sum(-1, keepdim=True)
-    met = total > 0
-    log_total = torch.where(met, total, 1).log() + largest
-    o = _by_groups(weights.to(v.dtype), v) / torch.where(met, total, 1).transpose(1, 2).to(v.dtype)
-    return o, torch.where(met, log_total, -torch.inf)[..., 0].transpose(1, 2)
+        logits = logits.masked_fill(~mask, least) if mask.dtype == torch.bool else (logits + mask).clamp(min=least)
+    weights, (largest, first) = logits.softmax(-1), logits.max(-1, keepdim=True)
+    share = weights.gather(-1, first)
+    none = (largest <= least).transpose(1, 2)  # what is not a number stays to be seen
+    log_total = (largest - share.log()).transpose(1, 2)  # e^largest / total is the share of the largest
+    o = torch.where(none, 0, _by_groups(weights.to(v.dtype), v))
+    return o, torch.where(none, -torch.inf, log_total)[..., 0]
 
 
 def merge(

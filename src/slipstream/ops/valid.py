@@ -12,6 +12,11 @@ def valid_mask(lengths: Int[Tensor, "B"], tokens: int) -> Bool[Tensor, "B T"]:
     return torch.arange(tokens, device=lengths.device) < lengths[:, None]
 
 
+def real_tokens(x: Tensor, lengths: Int[Tensor, "B"] | None) -> Bool[Tensor, "B T"]:
+    """The same of x (B T ...), all of whose tokens are real when no row is padded."""
+    return x.new_ones(x.shape[:2], dtype=torch.bool) if lengths is None else valid_mask(lengths, x.shape[1])
+
+
 def zero_padding(x: Tensor, lengths: Int[Tensor, "B"] | None) -> Tensor:
     """(B T ...) with padding set to zero (whatever it held, NaN included); unchanged when no row is padded."""
     if lengths is None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -47,10 +48,9 @@ class Prompt:
         self.scale = softmax.scale_of(q.shape[3])
         self.lengths = torch.full_like(past, tokens) if lengths is None else lengths
         self.ends = past + self.lengths
-        self.q = zero_padding(q.detach(), self.lengths).to(wide)
-        self.k = zero_padding(cut_out(k.detach(), past.new_zeros(len(past)), self.n_blocks * block_size), self.ends).to(
-            wide
-        )
+        self.q, room = zero_padding(q.detach(), lengths).to(wide), self.n_blocks * block_size
+        k = F.pad(k.detach()[:, :room], (0, 0, 0, 0, 0, max(0, room - k.shape[1]))).to(wide)
+        self.k = k if bool((self.ends == room).all()) else zero_padding(k, self.ends)
 
     @cached_property
     def q_blocks(self) -> Float[Tensor, "B N t H K"]:

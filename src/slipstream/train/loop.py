@@ -27,6 +27,7 @@ from slipstream.models.language_model import LanguageModel
 from slipstream.objectives.next_token import NextToken
 from slipstream.train.config import Recipe
 from slipstream.train.experts import Use, Watch, told
+from slipstream.train.lessons import losses, shortened
 from slipstream.train.optim import Optimizers
 from slipstream.train.schedule import lr_share
 
@@ -50,6 +51,7 @@ class Point:
     done: float  # share of the run
     validation: float | None = None  # bits per byte of the held-out text, when it was measured
     experts: dict[str, Use] | None = None  # of mixtures of experts, by layer; a hundred times in a run
+    lessons: dict[str, float] | None = None  # losses of parts that only choose, by layer, in nats; as often
     warnings: list[str] | None = None  # what the user should know of this step
 
 
@@ -101,7 +103,7 @@ class Trainer:
         before, started = self.done, time.perf_counter()
         lr = self.recipe.highest_lr * lr_share(min(1.0, self._share(self.step + 0.5)), self.recipe)
         loss = self._gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip).item()
+        norm = shortened(self.model, self.collector, self.recipe.grad_clip)
         self._refuse_nonsense(loss, norm, lr)
         self.optimizers.step(lr)
         self.collector.settle()
@@ -118,6 +120,7 @@ class Trainer:
             done=min(1.0, self.done),
             validation=self.evaluate() if self._evaluation_is_due(before) else None,
             experts=told(self.model, self.collector) if self._is_due(before, LOADS) else None,
+            lessons=losses(self.model, self.collector) if self._is_due(before, LOADS) else None,
             warnings=self.watch.look(self.model, self.collector) or None,
         )
 

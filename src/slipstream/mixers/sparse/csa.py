@@ -7,25 +7,38 @@ r"""Compressed sparse attention (DeepSeek-V4's CSA): a window as it is, and the 
           the first m and the last m
     C(t) = top_k of I_ti = sum_h w_t^h relu(a_t^h . b_i) where (i + 1) m <= t + 1        b_i made as c_i, of other weights
 
+    L = mean_t KL(P_ti || softmax_i(I_ti / sqrt(d)))        d: width of all a_t^h
+    P_ti: what all heads together give to c_i, of what they give to all c_i seen, where all of these are read
+
 One head of keys, which are the values too, serves all heads of queries; their outputs are turned back by their own position.
-What is chosen has no gradient: the indexer learns by an auxiliary loss, which is not here, and else stays as it began. Up to
-m top_k tokens nothing is left out. DeepSeek's grouped output projection is one product here, and its YaRN is not here.
+What is chosen has no gradient: the indexer learns by L alone, and nothing else does; who trains opens core/auxiliary.py. The
+report on V4 gives no loss of its own: L is that of DSA's warm-up (DeepSeek-V3.2) with compressed keys for tokens. Up to m top_k
+tokens nothing is left out. DeepSeek's grouped output projection is one product here, and its YaRN is not here.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from slipstream.core.auxiliary import teach
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.compressed_kv import CompressedConfig, Compressor, SharedKVHeads, turn_last
 from slipstream.layers.linear import Linear
-from slipstream.ops.chosen_attention import indexed_flops, indexed_tokens
-from slipstream.ops.compressed_attention import window_and_summaries, window_and_summaries_flops
-from slipstream.ops.valid import last_tokens, zero_padding
+from slipstream.ops.choice_loss import choice_loss
+from slipstream.ops.chosen_attention import index_scores, indexed_flops, indexed_tokens
+from slipstream.ops.compressed_attention import (
+    QUERIES,
+    weights_of_summaries,
+    window_and_summaries,
+    window_and_summaries_flops,
+)
+from slipstream.ops.valid import last_tokens, real_tokens, zero_padding
 
 
 class Indexer(nn.Module):
@@ -61,11 +74,12 @@ class CSA(Mixer, name="csa", family="sparse"):
         top_k: int = Field(64, ge=1)  # of these keys that are read (DeepSeek-V4: 512)
         index_n_heads: int = Field(4, ge=1)  # heads of the indexer
         index_head_dim: int = Field(32, ge=2)  # width of one (128)
+        index_loss: float = Field(1.0, ge=0)  # weight of L, which moves the indexer alone: as in DeepSeek-V3.2
 
     config: Config
     tiny = Config(
         d_model=16, n_heads=2, q_rank=7, rope_head_dim=4, window=5,
-        rate=2, top_k=4, index_n_heads=2, index_head_dim=4,
+        rate=2, top_k=4, index_n_heads=2, index_head_dim=4, index_loss=1.0,
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -83,10 +97,17 @@ class CSA(Mixer, name="csa", family="sparse"):
         return {"near": Slot((c.window - 1, 1, K), dtype=None), **entries, **self.compressor.slots(), **index}
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        return self.step(x, self.reserve(state, x.shape[1]), lengths)
+        state = self.reserve(state, x.shape[1])
+        y, new, met = self._read(x, state, lengths)
+        teach(self, self.config.index_loss, partial(self.lesson, x, met, state, lengths))
+        return y, new
 
-    def step(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        """As prefill, in a cache that has room already: init_state(B, max_len), or reserve."""
+    def step(self, x: Float[Tensor, "B 1 D"], state: State):
+        """In a cache that has room already: init_state(B, max_len), or reserve."""
+        return self._read(x, state, None)[:2]
+
+    def _read(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        """Also what met: queries, the window's line, and compressed keys."""
         past, c = state.length, self.config
         positions = past[:, None] + torch.arange(x.shape[1], device=x.device)
         low = self.heads.low_rank(x)
@@ -95,9 +116,8 @@ class CSA(Mixer, name="csa", family="sparse"):
         chosen, index = self._choose(x, low, positions, state, lengths)
         q, softmax = self.heads.queries(low, positions), self.heads.softmax
         o = window_and_summaries(q, line, slots["entries"], past, c.window, c.rate, chosen, softmax)
-        return self.heads.output(o, positions), state.advance(
-            x.shape[1] if lengths is None else lengths, **slots, **index
-        )
+        new = state.advance(x.shape[1] if lengths is None else lengths, **slots, **index)
+        return self.heads.output(o, positions), new, (q, line, slots["entries"])
 
     @torch.no_grad()
     def _choose(self, x: Tensor, low: Tensor, positions: Tensor, state: State, lengths: Tensor | None):
@@ -107,6 +127,31 @@ class CSA(Mixer, name="csa", family="sparse"):
         a, w, b = self.indexer.queries(low, positions), self.indexer.weights_proj(x), slots["entries"][:, :, 0]
         chosen = indexed_tokens(a, w, b, state.length, self.config.top_k, self.config.rate)
         return chosen, {f"index_{n}": t for n, t in slots.items()}
+
+    def lesson(self, x: Tensor, met: tuple[Tensor, ...], state: State, lengths: Tensor | None):
+        """The sum of L over so many tokens; its gradient reaches the indexer and nothing else."""
+        index, past = self.indexer, state.length
+        x, q, *keys = (t.detach().to(index.weights_proj.weight.dtype) for t in (x, *met))
+        x, q = (zero_padding(t, lengths) for t in (x, q))
+        with torch.no_grad():
+            low = self.heads.low_rank(x)
+        positions = past[:, None] + torch.arange(x.shape[1], device=x.device)
+        before = {n: state[f"index_{n}"] for n in ("kv", "gate", "entries")}
+        b = index.compressor(x, before, past, lengths)["entries"][:, :, 0]
+        a, w = index.queries(low, positions), index.weights_proj(x)
+        near = self.config.window + 2 * QUERIES  # so that a tile of queries is no longer than that, about
+        held = near * self.heads.n_heads + b.shape[1] * (self.heads.n_heads + index.n_heads)
+        rows = positions, q, a, w
+        return choice_loss(self._tile, real_tokens(x, lengths), rows, (*keys, b, past), len(x) * held)
+
+    def _tile(
+        self, positions: Tensor, q: Tensor, a: Tensor, w: Tensor, line: Tensor, entries: Tensor, b: Tensor, past: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, c = (int(positions.max()) + 1) // self.config.rate, self.config
+        what = q, positions, line, entries[:, :n], past, c.window, c.rate, self.heads.softmax
+        read_by_heads, seen = weights_of_summaries(*what)
+        scores = index_scores(a, w, b[:, :n]) * (a.shape[2] * a.shape[3]) ** -0.5
+        return read_by_heads.sum(1, keepdim=True), scores[:, None], seen
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         positions, c = torch.arange(x.shape[1]).expand(len(x), -1), self.config

@@ -4,27 +4,42 @@ r"""DeepSeek sparse attention (DSA): a light indexer picks top_k tokens for each
 
     I_ts = sum_i w_t^i relu(a_t^i . b_s)        a_t = rope(W_a z_t)  b_t = rope(norm(W_b x_t))  w_t = W_w x_t      s <= t
 
+    L = mean_t KL(sum_h P_ts^h / H || softmax_s(I_ts / sqrt(d)))        P: attention to all s <= t; d: width of all a_t^i
+
 c, r, q, u are MLA's (absorbed: all heads read the same latents); z is x, or norm(W_qa x) with q_rank. What is chosen has no
-gradient: the indexer learns only by an auxiliary loss that draws I to the weights of full attention, which is not here. So
-trained on text alone it stays what it was at its start, a random projection in which like finds like; up to top_k tokens
-nothing is left out. Indexing still costs T^2, in few and narrow heads. DeepSeek's FP8 and Hadamard turn are left out.
+gradient: the indexer learns by L alone, the model by its text alone; who trains opens core/auxiliary.py. L is that of the
+paper's warm-up, over all tokens, which an indexer that begins at random needs; in its long second stage both are taken over C(t).
+L costs as much as full attention, in training only. Up to top_k tokens nothing is left out. Indexing still costs T^2, in few
+and narrow heads. DeepSeek's FP8 and Hadamard turn are left out.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from slipstream.core.auxiliary import teach
 from slipstream.core.mixer import Mixer, Mode
 from slipstream.core.state import Slot, State
 from slipstream.layers.latent_kv import LatentConfig, LatentKV, one_latent
 from slipstream.layers.linear import Linear
 from slipstream.layers.rope import rope
 from slipstream.ops.attention import write_cache
-from slipstream.ops.chosen_attention import chosen_tokens, gathered_flops, indexed_flops, indexed_tokens, tokens_flops
+from slipstream.ops.choice_loss import choice_loss, weights
+from slipstream.ops.chosen_attention import (
+    chosen_tokens,
+    gathered_flops,
+    index_scores,
+    indexed_flops,
+    indexed_tokens,
+    tokens_flops,
+)
 from slipstream.ops.softmax import Softmax, read
+from slipstream.ops.valid import real_tokens, zero_padding
 
 
 class Indexer(nn.Module):
@@ -39,7 +54,6 @@ class Indexer(nn.Module):
         self.k_norm = nn.LayerNorm(head_dim, eps=1e-6)
         self.weights_proj = Linear(d_model, n_heads, bias=False)
 
-    @torch.no_grad()
     def forward(
         self, x: Float[Tensor, "B T D"], low: Float[Tensor, "B T Q"], positions: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T I K"], Float[Tensor, "B T I"], Float[Tensor, "B T K"]]:
@@ -78,11 +92,12 @@ class DSA(Mixer, name="dsa", family="sparse"):
         top_k: int = Field(256, ge=1)  # tokens that are read (DeepSeek-V3.2: 2048)
         index_n_heads: int = Field(4, ge=1)  # heads of the indexer (64)
         index_head_dim: int = Field(32, ge=2)  # width of one (128)
+        index_loss: float = Field(1.0, ge=0)  # weight of L, which moves the indexer alone: as in DeepSeek-V3.2
 
     config: Config
     tiny = Config(
         d_model=16, n_heads=3, q_rank=7, kv_rank=5, nope_head_dim=4, rope_head_dim=2, v_head_dim=3,
-        top_k=6, index_n_heads=2, index_head_dim=4,
+        top_k=6, index_n_heads=2, index_head_dim=4, index_loss=1.0,
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -101,6 +116,7 @@ class DSA(Mixer, name="dsa", family="sparse"):
 
     def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
         q, chosen, kept = self._choose(x, self.reserve(state, x.shape[1]), lengths)
+        teach(self, self.config.index_loss, partial(self.lesson, x, q, kept, state.length, lengths))
         filled = int(state.length.max()) + x.shape[1] if len(x) else 0
         c, r = kept["c_kv"][:, :filled], kept["k_rope"][:, :filled]
         o = chosen_tokens(q, torch.cat([c, r], -1), c, chosen, self.softmax)
@@ -120,11 +136,31 @@ class DSA(Mixer, name="dsa", family="sparse"):
         positions = past[:, None] + torch.arange(x.shape[1], device=x.device)
         low = self.latent.low_rank(x)
         q, turned = self.latent.queries(low, positions)
-        a, w, b = self.indexer(x, low, positions)
+        with torch.no_grad():
+            a, w, b = self.indexer(x, low, positions)
         new = dict(zip(("c_kv", "k_rope"), self.latent.latents(x, positions))) | {"k_index": b}
         kept = {n: write_cache(state[n], t, past, lengths) for n, t in new.items()}
         chosen = indexed_tokens(a, w, kept["k_index"], past, self.config.top_k)
         return torch.cat([self.latent.absorb(q), turned], -1), chosen, kept
+
+    def lesson(self, x: Tensor, q: Tensor, kept: dict[str, Tensor], past: Tensor, lengths: Tensor | None):
+        """The sum of L over so many tokens; its gradient reaches the indexer and nothing else."""
+        keys = torch.cat([kept["c_kv"], kept["k_rope"]], -1).detach()
+        x, q = (zero_padding(t.detach(), lengths).to(keys.dtype) for t in (x, q))
+        positions = past[:, None] + torch.arange(x.shape[1], device=x.device)
+        with torch.no_grad():
+            low = self.latent.low_rank(x)
+        a, w, b = self.indexer(x, low, positions)
+        b = write_cache(kept["k_index"], b, past, lengths)
+        a_query = len(x) * keys.shape[1] * (self.latent.n_heads + self.indexer.n_heads)
+        return choice_loss(self._tile, real_tokens(x, lengths), (positions, q, a, w), (keys, b), a_query)
+
+    def _tile(self, positions: Tensor, q: Tensor, a: Tensor, w: Tensor, keys: Tensor, b: Tensor):
+        n = int(positions.max()) + 1
+        seen = (torch.arange(n, device=q.device) <= positions[..., None])[:, None]
+        read_by_heads = weights(q, keys[:, :n], seen, self.softmax)
+        scores = index_scores(a, w, b[:, :n]) * (a.shape[2] * a.shape[3]) ** -0.5
+        return read_by_heads.sum(1, keepdim=True), scores[:, None], seen
 
     def _output(self, o: Float[Tensor, "B T H C"]) -> Float[Tensor, "B T D"]:
         return self.latent.o_proj(self.latent.values(o).flatten(2))
@@ -135,7 +171,8 @@ class DSA(Mixer, name="dsa", family="sparse"):
         low = self.latent.low_rank(x)
         q = torch.cat(self.latent.queries(low, positions), -1)
         k, v = self.latent.expand(*self.latent.latents(x, positions))
-        a, w, b = self.indexer(x, low, positions)
+        with torch.no_grad():
+            a, w, b = self.indexer(x, low, positions)
         outputs = []
         for t in range(x.shape[1]):
             scores = torch.einsum("bi,bis->bs", w[:, t], torch.einsum("bik,bsk->bis", a[:, t], b[:, : t + 1]).relu())

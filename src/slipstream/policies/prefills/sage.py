@@ -34,5 +34,7 @@ class Sage(PrefillPolicy, name="sage"):
         q = zero_padding(q.detach(), lengths)
         wide = zero_padding(k.detach(), ends).to(torch.promote_types(k.dtype, torch.float32))
         mean = wide.sum(1, keepdim=True) / ends.clamp(min=1)[:, None, None, None]
-        raised = scale * (q.unflatten(2, (k.shape[2], -1)).to(wide.dtype) * mean[:, :, :, None]).sum(-1).flatten(2)
+        raised = None
+        if not softmax.by_scale_alone:  # else it changes nothing
+            raised = scale * (q.unflatten(2, (k.shape[2], -1)).to(wide.dtype) * mean[:, :, :, None]).sum(-1).flatten(2)
         return int8_attention(q, zero_padding(wide - mean, ends), v, past, softmax, raised)
