@@ -140,7 +140,7 @@ CASES: dict[str, tuple[str, Callable[..., Arguments], tuple[torch.dtype, ...]]] 
     for how in ("decayed", "undecayed")
     for name, decay in (("none", ()), ("by head", (B, T, 2)), ("by channel", (B, T, 2, 17)))
 }
-NO_GRADIENTS = {"outer_scan", "delta_scan", "dplr_scan"}  # where they are wanted the torch form runs
+NO_GRADIENTS = {"dplr_scan"}  # where they are wanted the torch form runs
 RUNS = [(name, dtype) for name, (_, _, dtypes) in CASES.items() for dtype in dtypes]
 
 
@@ -255,9 +255,21 @@ def test_a_nan_and_an_infinity_stay_what_they_are():
     assert y[0, 5:, 3].isnan().all() and y[0, :, :3].isfinite().all() and not y[1, 5, 4].isfinite()
 
 
+def test_attention_sees_no_padding_and_leaves_gradients_to_torch():
+    for name in ("full_attention", "window_attention"):
+        assert [chosen(name, Call("cpu", torch.float32, grad)) for grad in (False, True)] == ["cpp", "torch"]
+    draw, lengths = torch.Generator().manual_seed(0), torch.tensor([T, 20, 0])
+    q, k, v = (torch.randn(B, T, 2, N, dtype=torch.float64, generator=draw) for _ in range(3))
+    padding = (torch.arange(T) >= lengths[:, None])[:, :, None, None]
+    want = op("attention.reference")(q, k, v)
+    got = op("attention")(*(x.masked_fill(padding, math.nan) for x in (q, k, v)), lengths=lengths)
+    torch.testing.assert_close(got.masked_fill(padding, 0), want.masked_fill(padding, 0), rtol=1e-10, atol=1e-10)
+
+
 def test_every_kernel_is_tested_here_or_in_a_file_of_its_own():
-    """A file of that name runs twice, on the torch form and on the kernel (conftest.py)."""
-    here = [set(case[0].split(".")) & set(kernels()) for case in CASES.values()]
+    """A file of that name runs twice, on the torch form and on the kernel (conftest.py). A kernel of gradients is its op's."""
+    names = {k.replace("_gradient", "_scan") for k in kernels()}
+    here = [set(case[0].split(".")) & names for case in CASES.values()]
     assert all(here)
-    for name in set(kernels()).difference(*here):
+    for name in names.difference(*here):
         assert Path(__file__).with_name(f"test_{name}.py").exists(), name

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from slipstream.ops.backends.cpp.calls import offer
-from slipstream.ops.backends.cpp.matrix_state import scan
+from slipstream.ops import outer_scan as op
+from slipstream.ops.backends.cpp.calls import offer, wants_gradient
+from slipstream.ops.backends.cpp.matrix_state import scan, trains
 from slipstream.ops.chunks import LogDecay
+from slipstream.ops.dispatch import torch_forms
 
 
 def run(
@@ -20,8 +22,13 @@ def run(
     chunk_size: int = 64,
     bonus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """chunk_size is the kernel's own."""
+    """chunk_size is the kernel's own. With a bonus, or a decay a channel, gradients are the torch form's."""
+    if wants_gradient(q, k, v, log_decay, state, bonus) and not (
+        bonus is None and trains("outer_gradient", log_decay, v, state)
+    ):
+        with torch_forms():
+            return op.outer_scan(q, k, v, log_decay, state, lengths, scale, chunk_size, bonus)
     return scan("outer_scan", (q, k, v), log_decay, state, lengths, scale, constants=(bonus,))
 
 
-offer("outer_scan", run, gradients=False)
+offer("outer_scan", run)

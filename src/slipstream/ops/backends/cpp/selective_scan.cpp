@@ -2,9 +2,9 @@
 //
 //     h_t = a_t * h_{t-1} + (dt_t x_t) B_t        y_t = sum_n C_tn h_tn
 //
-// Channels lie in vector lanes: a strip is as many of them as a vector holds. A thread takes a few strips that lie side by
-// side through time, a chunk of tokens at a time, so that what is read of a page is read while it is at hand; within a chunk
-// the states of one strip stay in registers. The backward pass makes a chunk's states again from those it began with.
+// Channels lie in vector lanes: a strip is as many of them as a vector holds. A thread takes strips that lie side by side
+// through time, a chunk of tokens at a time, so that what is read of a page is read while it is at hand; within a chunk the
+// states of one strip stay in registers. The backward pass makes a chunk's states again from those it began with.
 #include <algorithm>
 #include <vector>
 
@@ -15,7 +15,7 @@ namespace {
 
 enum Decay { EXPONENTIAL, SIGNED, LINEAR };  // e^(dt A); 2 e^(dt A) - 1; 1 - dt B^2
 constexpr int CHUNK = 16;
-constexpr int64_t ABREAST = 8;                   // strips side by side
+constexpr int64_t ABREAST = 128;                 // strips side by side, as many as states stay in the cache
 constexpr int HELD = VECTOR_BYTES == 64 ? 16 : 8;  // states of a strip that registers hold
 constexpr double LOG2E = 1.44269504088896340736;
 
@@ -138,6 +138,72 @@ template <class R, Decay kind> void forward(const Problem<R>& p, R* states, R* y
         }
 }
 
+// What the backward pass holds of one chunk: of a strip its decays and states, of all strips the gradients of B and C, lane by
+// lane.
+template <class R, Decay kind> struct Chunk {
+    using S = Simd<R>;
+    using vec = typename S::vec;
+    const int64_t N;
+    std::vector<vec> rates, a, h, gB, gC;
+
+    explicit Chunk(int64_t N) : N(N), rates(N), a(CHUNK * N), h((CHUNK + 1) * N), gB(CHUNK * N), gC(CHUNK * N) {}
+
+    void clear() {
+        std::fill(gB.begin(), gB.end(), vec{});
+        std::fill(gC.begin(), gC.end(), vec{});
+    }
+
+    void put(R* to_B, R* to_C, int64_t first, int64_t last) const {
+        for (int64_t i = 0; i < (last - first) * N; i++) {
+            to_B[first * N + i] = S::sum(gB[i]);
+            to_C[first * N + i] = S::sum(gC[i]);
+        }
+    }
+
+    void states(const Strip<R, kind>& s, const R* bound, int64_t first, int64_t last) {
+        for (int64_t n = 0; n < N; n++) {
+            h[n] = S::load(bound + n * s.p.D + s.d, s.n_lanes);
+            if (kind != LINEAR) rates[n] = s.rate(n);
+        }
+        for (int64_t t = first; t < last; t++) {
+            const vec dt = s.at(s.p.dt, t), u = dt * s.at(s.p.x, t);
+            const R* B = s.row(s.p.B, t);
+            vec *before = &h[(t - first) * N], *now = before + N, *decay = &a[(t - first) * N];
+            for (int64_t n = 0; n < N; n++) {
+                decay[n] = s.decay(dt, kind == LINEAR ? S::splat(-B[n] * B[n]) : rates[n] * R(LOG2E));
+                now[n] = decay[n] * before[n] + u * B[n];
+            }
+        }
+    }
+
+    // g: of the states that leave, and then of those that enter.
+    void slopes(const Strip<R, kind>& s, const R* gy, vec* g, vec* gr, R* gx, R* gdt, int64_t first, int64_t last) {
+        for (int64_t t = last - 1; t >= first; t--) {
+            const vec dt = s.at(s.p.dt, t), x = s.at(s.p.x, t), u = dt * x, gy_t = s.at({gy, s.p.D}, t);
+            const R *B = s.row(s.p.B, t), *C = s.row(s.p.C, t);
+            const int64_t at = (t - first) * N;
+            const vec *before = &h[at], *now = before + N, *decay = &a[at];
+            vec gu = {}, gd = {};
+            for (int64_t n = 0; n < N; n++) {
+                const vec g_n = g[n] + gy_t * C[n], ge = g_n * before[n] * s.slope(decay[n]);  // of the product dt * rate
+                gC[at + n] += gy_t * now[n];
+                gB[at + n] += g_n * u;
+                gu += g_n * B[n];
+                if constexpr (kind == LINEAR) {
+                    gB[at + n] -= R(2) * B[n] * (ge * dt);
+                    gd -= ge * (B[n] * B[n]);
+                } else {
+                    gr[n] += ge * dt;
+                    gd += ge * rates[n];
+                }
+                g[n] = g_n * decay[n];
+            }
+            s.put(gx, t, gu * dt);
+            s.put(gdt, t, gd + gu * x);
+        }
+    }
+};
+
 // gA (B N D) by row; gB and gC (parts B T N) by part of the channels: whoever calls sums them.
 template <class R, Decay kind>
 void backward(const Problem<R>& p, const R* bounds, const R* gy, const R* g_final, R* gx, R* gdt, R* gA, R* gB, R* gC,
@@ -149,62 +215,33 @@ void backward(const Problem<R>& p, const R* bounds, const R* gy, const R* g_fina
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t part = 0; part < parts; part++)
         for (int64_t b = 0; b < p.batch; b++) {
-            std::vector<vec> rates(p.N), g(p.N), gr(p.N), a(CHUNK * p.N), h((CHUNK + 1) * p.N);
-            R* const gB_part = gB + (part * p.batch + b) * p.T * p.N;
-            R* const gC_part = gC + (part * p.batch + b) * p.T * p.N;
-            const int64_t length = p.length(b);
-            for (int64_t strip = part * each; strip < std::min(strips, (part + 1) * each); strip++) {
+            const int64_t begin = std::min(strips, part * each), end = std::min(strips, begin + each), length = p.length(b);
+            std::vector<vec> g((end - begin) * p.N), gr((end - begin) * p.N);
+            Chunk<R, kind> chunk(p.N);
+            for (int64_t strip = begin; strip < end; strip++) {
                 const Strip<R, kind> s(p, b, strip);
-                for (int64_t n = 0; n < p.N; n++) {
-                    g[n] = s.state(g_final, n);
-                    gr[n] = vec{};
-                    if (kind != LINEAR) rates[n] = s.rate(n);
-                }
+                for (int64_t n = 0; n < p.N; n++) g[(strip - begin) * p.N + n] = s.state(g_final, n);
                 for (int64_t t = length; t < p.T; t++) {
                     s.put(gx, t, vec{});
                     s.put(gdt, t, vec{});
                 }
-                for (int64_t c = (length + CHUNK - 1) / CHUNK - 1; c >= 0; c--) {
-                    const int64_t first = c * CHUNK, last = std::min<int64_t>(first + CHUNK, length);
-                    for (int64_t n = 0; n < p.N; n++)
-                        h[n] = S::load(bounds + ((b * chunks + c) * p.N + n) * p.D + s.d, s.n_lanes);
-                    for (int64_t t = first; t < last; t++) {
-                        const vec dt = s.at(p.dt, t), u = dt * s.at(p.x, t);
-                        const R* B = s.row(p.B, t);
-                        vec *before = &h[(t - first) * p.N], *now = before + p.N, *decay = &a[(t - first) * p.N];
-                        for (int64_t n = 0; n < p.N; n++) {
-                            decay[n] = s.decay(dt, kind == LINEAR ? S::splat(-B[n] * B[n]) : rates[n] * R(LOG2E));
-                            now[n] = decay[n] * before[n] + u * B[n];
-                        }
-                    }
-                    for (int64_t t = last - 1; t >= first; t--) {
-                        const vec dt = s.at(p.dt, t), x = s.at(p.x, t), u = dt * x, gy_t = s.at({gy, p.D}, t);
-                        const R *B = s.row(p.B, t), *C = s.row(p.C, t);
-                        const vec *before = &h[(t - first) * p.N], *now = before + p.N, *decay = &a[(t - first) * p.N];
-                        vec gu = {}, gd = {};
-                        for (int64_t n = 0; n < p.N; n++) {
-                            g[n] += gy_t * C[n];
-                            gC_part[t * p.N + n] += S::sum(gy_t * now[n]);
-                            gu += g[n] * B[n];
-                            const vec ge = g[n] * before[n] * s.slope(decay[n]);  // of the product dt * rate
-                            R of_B = S::sum(g[n] * u);
-                            if constexpr (kind == LINEAR) {
-                                of_B -= R(2) * B[n] * S::sum(ge * dt);
-                                gd -= ge * (B[n] * B[n]);
-                            } else {
-                                gr[n] += ge * dt;
-                                gd += ge * rates[n];
-                            }
-                            gB_part[t * p.N + n] += of_B;
-                            g[n] *= decay[n];
-                        }
-                        s.put(gx, t, gu * dt);
-                        s.put(gdt, t, gd + gu * x);
-                    }
+            }
+            for (int64_t c = (length + CHUNK - 1) / CHUNK - 1; c >= 0; c--) {
+                const int64_t first = c * CHUNK, last = std::min<int64_t>(first + CHUNK, length);
+                const R* const bound = bounds + (b * chunks + c) * p.N * p.D;
+                chunk.clear();
+                for (int64_t strip = begin; strip < end; strip++) {
+                    const Strip<R, kind> s(p, b, strip);
+                    chunk.states(s, bound, first, last);
+                    chunk.slopes(s, gy, &g[(strip - begin) * p.N], &gr[(strip - begin) * p.N], gx, gdt, first, last);
                 }
+                chunk.put(gB + (part * p.batch + b) * p.T * p.N, gC + (part * p.batch + b) * p.T * p.N, first, last);
+            }
+            for (int64_t strip = begin; strip < end; strip++) {
+                const Strip<R, kind> s(p, b, strip);
                 for (int64_t n = 0; n < p.N; n++) {
-                    s.put_state(g_start, n, g[n]);
-                    if (kind != LINEAR) s.put_state(gA, n, gr[n]);
+                    s.put_state(g_start, n, g[(strip - begin) * p.N + n]);
+                    if (kind != LINEAR) s.put_state(gA, n, gr[(strip - begin) * p.N + n]);
                 }
             }
         }

@@ -95,6 +95,16 @@ template <class R, int M, int N> struct Tile {
             for (int n = 0; n < N; n++) at[m][n] *= x;
     }
 
+    // Column n times columns[n].
+    INLINE void times_columns(const R* columns) {
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) {
+            const vec x = ::load(columns + n * S::lanes);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) at[m][n] *= x;
+        }
+    }
+
     // += rows of c, row m times rows[m]
     INLINE void add_rows(const R* c, int64_t step, const R* rows) {
 #pragma GCC unroll 8
@@ -104,13 +114,13 @@ template <class R, int M, int N> struct Tile {
     }
 
     // (I - strictly lower part of A)^-1 of itself, by substitution.
-    INLINE void solve(const R* a, int64_t row) {
+    INLINE void solve(const R* a, int64_t row, int64_t step = 1) {
 #pragma GCC unroll 8
         for (int j = 0; j < M - 1; j++)
 #pragma GCC unroll 8
             for (int m = j + 1; m < M; m++)
 #pragma GCC unroll 8
-                for (int n = 0; n < N; n++) at[m][n] += a[m * row + j] * at[j][n];
+                for (int n = 0; n < N; n++) at[m][n] += a[m * row + j * step] * at[j][n];
     }
 };
 
