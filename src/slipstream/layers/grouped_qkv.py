@@ -13,10 +13,11 @@ from slipstream.core.config import MixerConfig, heads
 from slipstream.core.errors import InputError
 from slipstream.core.state import Slot, State
 from slipstream.layers.linear import Linear
-from slipstream.layers.rope import partial_rope
+from slipstream.layers.rope import partial_rope, turns
 from slipstream.layers.rope_scaling import rope_scaling
 from slipstream.layers.short_conv import ShortConv
 from slipstream.layers.stream_norm import Norm, stream_norm
+from slipstream.ops.rotate import rotate
 
 QKNorm = Literal["plus_one", "whole"]  # per head with weights less one (Gemma 3); over all heads together (OLMo 2)
 
@@ -128,15 +129,18 @@ class GroupedQKV(nn.Module):
         heads = {n: t.unflatten(-1, (-1, self.head_dim)) for n, t in line.items()}
         if norm and norm != "whole":
             heads |= {n: self.get_submodule(f"{n}_norm")(heads[n]) for n in turned}
-        return heads | {n: self._placed(heads[n], positions) for n in turned}
+        return heads | self._placed({n: heads[n] for n in turned}, positions)
 
-    def _placed(self, x: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T H K"]:
-        """Turned by its position, and as long as a scaling of positions asks."""
-        x = self.turn(x, positions)
-        if self.scaling is None or self.scaling.magnitude == 1:
-            return x
-        turned = int(self.config.rope_fraction * self.head_dim)
-        return torch.cat([x[..., :turned] * self.scaling.magnitude, x[..., turned:]], -1)
+    def _placed(self, heads: dict[str, Tensor], positions: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+        """Turned by their positions, and as long as a scaling of positions asks."""
+        base, turned = self.config.rope_base, int(self.config.rope_fraction * self.head_dim)
+        if not base:
+            return heads
+        by = turns(positions, turned, base, self.scaling, heads["q"].dtype)
+        heads = {n: rotate(x, *by) for n, x in heads.items()}
+        if self.scaling is None or (magnitude := self.scaling.magnitude) == 1:
+            return heads
+        return {n: torch.cat([x[..., :turned] * magnitude, x[..., turned:]], -1) for n, x in heads.items()}
 
     def _all(self, heads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         if "k" not in heads:

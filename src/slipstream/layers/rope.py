@@ -31,11 +31,17 @@ def partial_rope(
     scaling: RopeScaling | None = None,
 ) -> Float[Tensor, "B T H K"]:
     """The first part of the channels turned (GPT-NeoX, Qwen3-Next), the others as they are. An even number of them turns."""
-    half = int(fraction * x.shape[-1]) // 2
-    wide = torch.promote_types(x.dtype, torch.float32)
+    return rotate(x, *turns(positions, int(fraction * x.shape[-1]), base, scaling, x.dtype))
+
+
+def turns(
+    positions: Int[Tensor, "B T"], width: int, base: float, scaling: RopeScaling | None, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B T P"], Float[Tensor, "B T P"]]:
+    """Cosines and sines of the angles that `width` channels turn by, in float32 at least: for all that stands there."""
+    half, wide = width // 2, torch.promote_types(dtype, torch.float32)
     if scaling is None:
-        inverse = base ** -(torch.arange(half, device=x.device, dtype=wide) / half)
+        inverse = base ** -(torch.arange(half, device=positions.device, dtype=wide) / half)
     else:
-        inverse = torch.tensor(scaling.angles(base, 2 * half), device=x.device, dtype=wide)
+        inverse = torch.tensor(scaling.angles(base, 2 * half), device=positions.device, dtype=wide)
     angle = positions[..., None].to(wide) * inverse
-    return rotate(x, angle.cos(), angle.sin())
+    return angle.cos(), angle.sin()

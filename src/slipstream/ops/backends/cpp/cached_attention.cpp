@@ -9,20 +9,22 @@
 #include <cstdint>
 #include <vector>
 
-#include "simd.h"
 #include "threads.h"
+#include "tile.h"
 
 namespace {
 
-constexpr int64_t TILE = 32;                     // tokens whose weights are made together
+constexpr int64_t TILE = 32;                  // tokens whose weights are made together
 constexpr int64_t WORTH_THREADS = 1 << 16;  // numbers read; fewer are done before a thread has woken
 
 template <class R> struct Problem {
     const R *q, *k, *v, *sinks;  // q (B H K); k v: a cache's rows, far apart as the steps say; sinks (H) or null
     const int64_t* ends;         // (B)
     R* o;                        // (B H V)
-    int64_t batch, H, K, V, G, k_row, k_token, k_head, v_row, v_token, v_head;
+    int64_t batch, S, H, K, V, G, k_row, k_token, k_head, v_row, v_token, v_head;
     double scale, cap;  // cap 0: none
+
+    int64_t end(int64_t b) const { return std::min(ends[b], S); }
 };
 
 // What a run of tokens has given, for every head.
@@ -31,21 +33,45 @@ template <class R> struct Partial {
     explicit Partial(const Problem<R>& p) : top(p.H, -INFINITY), total(p.H, R(0)), o(p.H * p.V, R(0)) {}
 };
 
-template <class R> typename Simd<R>::vec part(const R* row, int64_t d, int64_t width) {
-    return Simd<R>::load(row + d, (int)std::min<int64_t>(Simd<R>::lanes, width - d));
+// Numbers of a row from d on, as many as a vector has lanes; of a row that is no whole number of vectors, zeros behind its end.
+template <bool WHOLE, class R> typename Simd<R>::vec part(const R* row, int64_t d, int64_t width) {
+    return Simd<R>::load(row + d, WHOLE ? Simd<R>::lanes : (int)std::min<int64_t>(Simd<R>::lanes, width - d));
 }
 
-template <class R> R dot(const R* a, const R* b, int64_t width) {
-    typename Simd<R>::vec total = {};
-    for (int64_t d = 0; d < width; d += Simd<R>::lanes) total += part(a, d, width) * part(b, d, width);
-    return Simd<R>::sum(total);
+// Products of one query with n keys, as many at a time as a vector has lanes: their sums are made together.
+template <bool WHOLE, class R>
+void products(const R* q, const R* keys, int64_t step, int64_t n, int64_t width, R scale, R* to) {
+    using S = Simd<R>;
+    for (int64_t j = 0; j < n; j += S::lanes) {
+        const R* row[S::lanes];
+        typename S::vec of[S::lanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < S::lanes; i++) row[i] = keys + std::min(j + i, n - 1) * step, of[i] = typename S::vec{};
+        for (int64_t d = 0; d < width; d += S::lanes) {
+            const auto query = part<WHOLE>(q, d, width);
+#pragma GCC unroll 16
+            for (int i = 0; i < S::lanes; i++) of[i] += query * part<WHOLE>(row[i], d, width);
+        }
+        S::store(to + j, sums<R>(of) * scale, (int)std::min<int64_t>(S::lanes, n - j));
+    }
 }
 
-// out += a * row
-template <class R> void add(R* out, const R* row, R a, int64_t width) {
-    for (int64_t d = 0; d < width; d += Simd<R>::lanes) {
-        const int n = (int)std::min<int64_t>(Simd<R>::lanes, width - d);
-        Simd<R>::store(out + d, Simd<R>::load(out + d, n) + Simd<R>::load(row + d, n) * a, n);
+// out += sum over n rows of weight * row, M vectors of it at a time, which stay in registers
+template <bool WHOLE, int M, class R>
+void weighted(R* out, const R* rows, int64_t step, const R* weights, int64_t n, int64_t width) {
+    using S = Simd<R>;
+    int64_t d = 0;
+    for (; d + (M - 1) * S::lanes < width; d += M * S::lanes) {
+        typename S::vec total[M];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; m++) total[m] = part<WHOLE>(out, d + m * S::lanes, width);
+        for (int64_t j = 0; j < n; j++)
+#pragma GCC unroll 4
+            for (int m = 0; m < M; m++) total[m] += part<WHOLE>(rows + j * step, d + m * S::lanes, width) * weights[j];
+        for (int m = 0; m < M; m++) S::store(out + d + m * S::lanes, total[m], (int)std::min<int64_t>(S::lanes, width - d - m * S::lanes));
+    }
+    if constexpr (M > 1) {
+        if (d < width) weighted<WHOLE, 1>(out + d, rows + d, step, weights, n, width - d);
     }
 }
 
@@ -60,28 +86,24 @@ template <class R> void weigh(Partial<R>& sum, R* logits, int64_t n, int64_t h, 
     for (int64_t j = 0; j < n; j += S::lanes) {
         const int here = (int)std::min<int64_t>(S::lanes, n - j);
         S::store(logits + j, S::exp(S::load(logits + j, here) - top), here);
-        for (int i = 0; i < here; i++) total += logits[j + i];
+        total += S::sum(S::load(logits + j, here));
     }
     for (int64_t d = 0; d < V && fade != 1; d++) sum.o[h * V + d] *= fade;
     sum.top[h] = top, sum.total[h] = sum.total[h] * fade + total;
 }
 
-template <class R> void run(const Problem<R>& p, int64_t b, int64_t from, int64_t to, Partial<R>& sum) {
+template <bool WHOLE, class R> void run(const Problem<R>& p, int64_t b, int64_t from, int64_t to, Partial<R>& sum) {
     const int64_t heads = p.H / p.G;
-    const R *q = p.q + b * p.H * p.K, *k = p.k + b * p.k_row, *v = p.v + b * p.v_row;
-    std::vector<R> logits(p.H * TILE);
-    for (int64_t s = from; s < to; s += TILE) {
-        const int64_t n = std::min(TILE, to - s);
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t h = 0; h < p.H; h++) {
-                const R logit = R(p.scale) * dot(q + h * p.K, k + (s + j) * p.k_token + h / heads * p.k_head, p.K);
-                logits[h * TILE + j] = p.cap == 0 ? logit : R(p.cap) * std::tanh(logit / R(p.cap));
-            }
-        for (int64_t h = 0; h < p.H; h++) weigh(sum, &logits[h * TILE], n, h, p.V);
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t h = 0; h < p.H; h++)
-                add(&sum.o[h * p.V], v + (s + j) * p.v_token + h / heads * p.v_head, logits[h * TILE + j], p.V);
-    }
+    R logits[TILE];
+    for (int64_t s = from; s < to; s += TILE)
+        for (int64_t h = 0, n = std::min(TILE, to - s); h < p.H; h++) {
+            const R* k = p.k + b * p.k_row + s * p.k_token + h / heads * p.k_head;
+            const R* v = p.v + b * p.v_row + s * p.v_token + h / heads * p.v_head;
+            products<WHOLE>(p.q + (b * p.H + h) * p.K, k, p.k_token, n, p.K, R(p.scale), logits);
+            for (int64_t j = 0; j < n && p.cap != 0; j++) logits[j] = R(p.cap) * std::tanh(logits[j] / R(p.cap));
+            weigh(sum, logits, n, h, p.V);
+            weighted<WHOLE, 4>(&sum.o[h * p.V], v, p.v_token, logits, n, p.V);
+        }
 }
 
 template <class R> void merge(const Problem<R>& p, int64_t b, const Partial<R>* sums, int64_t n) {
@@ -96,7 +118,7 @@ template <class R> void merge(const Problem<R>& p, int64_t b, const Partial<R>* 
         for (int64_t i = 0; i < n; i++) {
             const R share = std::exp(sums[i].top[h] - top);
             total += share * sums[i].total[h];
-            add(o, &sums[i].o[h * p.V], share, p.V);
+            weighted<false, 1>(o, &sums[i].o[h * p.V], 0, &share, 1, p.V);
         }
         for (int64_t d = 0; d < p.V; d++) o[d] /= total;
     }
@@ -104,13 +126,15 @@ template <class R> void merge(const Problem<R>& p, int64_t b, const Partial<R>* 
 
 template <class R> void forward(const Problem<R>& p) {
     int64_t filled = 0;
-    for (int64_t b = 0; b < p.batch; b++) filled += p.ends[b];
+    for (int64_t b = 0; b < p.batch; b++) filled += p.end(b);
     const int64_t runs = filled * p.G * (p.K + p.V) > WORTH_THREADS ? n_threads() : 1;
     std::vector<Partial<R>> sums(p.batch * runs, Partial<R>(p));
 #pragma omp parallel for schedule(static) if (runs > 1)
     for (int64_t i = 0; i < p.batch * runs; i++) {
-        const int64_t b = i / runs, end = p.ends[b], length = (end + runs - 1) / runs, from = i % runs * length;
-        run(p, b, std::min(from, end), std::min(from + length, end), sums[i]);
+        const int64_t b = i / runs, end = p.end(b), length = (end + runs - 1) / runs, from = i % runs * length;
+        const int64_t until = std::min(from + length, end);
+        if (p.K % Simd<R>::lanes == 0 && p.V % Simd<R>::lanes == 0) run<true>(p, b, std::min(from, end), until, sums[i]);
+        else run<false>(p, b, std::min(from, end), until, sums[i]);
     }
     for (int64_t b = 0; b < p.batch; b++) merge(p, b, &sums[b * runs], runs);
 }
@@ -119,10 +143,11 @@ template <class R> void forward(const Problem<R>& p) {
 
 #define KERNELS(R, suffix)                                                                                               \
     extern "C" void forward_##suffix(const R* q, const R* k, const R* v, const R* sinks, const int64_t* ends, R* o,      \
-                                     int64_t batch, int64_t H, int64_t K, int64_t V, int64_t G, int64_t k_row,           \
-                                     int64_t k_token, int64_t k_head, int64_t v_row, int64_t v_token, int64_t v_head,    \
+                                     int64_t batch, int64_t S, int64_t H, int64_t K, int64_t V, int64_t G,               \
+                                     int64_t k_row, int64_t k_token, int64_t k_head, int64_t v_row, int64_t v_token, int64_t v_head,    \
                                      double scale, double cap) {                                                         \
-        forward<R>({q, k, v, sinks, ends, o, batch, H, K, V, G, k_row, k_token, k_head, v_row, v_token, v_head, scale, cap}); \
+        forward<R>({q, k, v, sinks, ends, o, batch, S, H, K, V, G, k_row, k_token, k_head, v_row, v_token, v_head, scale,  \
+                    cap});                                                                                               \
     }
 
 FOR_f32(KERNELS(float, f32))

@@ -14,7 +14,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, softmax: Softmax = PLAIN)
     sinks = None if softmax.sinks is None else as_type(softmax.sinks, q.dtype).contiguous()
     o = q.new_empty(batch, 1, H, V)
     tensors = (q.contiguous(), k, v, sinks, ends.long().contiguous(), o)
-    sizes = (batch, H, K, V, k.shape[2], *k.stride()[:3], *v.stride()[:3])
+    sizes = (batch, k.shape[1], H, K, V, k.shape[2], *k.stride()[:3], *v.stride()[:3])
     call("cached_attention", "forward", q.dtype, tensors, *sizes, float(softmax.scale_of(K)), float(softmax.cap or 0))
     return o
 

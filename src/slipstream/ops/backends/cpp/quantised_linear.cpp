@@ -35,6 +35,7 @@ constexpr int MANY = 2;
 constexpr int LANES = WIDTH / 4;     // rows of W in a vector of sums
 constexpr int TILE = 16;             // rows of W that lie together
 constexpr int GROUP = 32;            // activations with one scale
+constexpr int ALONE = 4;             // strips of rows at a time for a token by itself: sums that do not wait for one another
 constexpr int QUADS = GROUP / 4;     // products are summed four at a time
 constexpr int64_t CHUNK = 512;       // tokens whose codes are made, and kept, at once
 constexpr int64_t SPAN = 96;         // tokens of one piece of work
@@ -237,7 +238,7 @@ void strips(const Matrix& W, const Activations& a, int64_t t, int64_t end, int64
 
 template <bool FOUR> void forward(const Matrix& W, const float* x, float* y, int64_t tokens) {
     Activations a(std::min(tokens, CHUNK), W.columns());
-    const int64_t pairs = (W.strips() + 1) / 2;
+    const int64_t abreast = tokens == 1 ? ALONE : 2, parts = (W.strips() + abreast - 1) / abreast;
     for (int64_t first = 0; first < tokens; first += CHUNK, x += CHUNK * W.inputs, y += CHUNK * W.outputs) {
         const int64_t n = std::min(tokens - first, CHUNK), spans = (n + SPAN - 1) / SPAN;
 #pragma omp parallel if (n * W.columns() * W.outputs > WORTH_THREADS)
@@ -245,11 +246,15 @@ template <bool FOUR> void forward(const Matrix& W, const float* x, float* y, int
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < n; t++) a.round(x + t * W.inputs, t, W.inputs);
 #pragma omp for collapse(2) schedule(static)
-            for (int64_t pair = 0; pair < pairs; pair++)
+            for (int64_t part = 0; part < parts; part++)
                 for (int64_t span = 0; span < spans; span++) {
-                    const int64_t t = span * SPAN, end = std::min(n, t + SPAN), s = 2 * pair;
-                    if (s + 2 <= W.strips()) strips<FOUR, 2>(W, a, t, end, s, y);
-                    else strips<FOUR, 1>(W, a, t, end, s, y);
+                    const int64_t t = span * SPAN, end = std::min(n, t + SPAN), s = abreast * part;
+                    if (abreast == ALONE && s + ALONE <= W.strips()) block<FOUR, 1, ALONE>(W, a, t, s, y);
+                    else
+                        for (int64_t i = s; i < std::min(s + abreast, W.strips()); i += 2) {
+                            if (i + 2 <= W.strips()) strips<FOUR, 2>(W, a, t, end, i, y);
+                            else strips<FOUR, 1>(W, a, t, end, i, y);
+                        }
                 }
         }
     }
