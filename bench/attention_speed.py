@@ -7,18 +7,18 @@ python bench/attention_speed.py
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.bound import Ratio, begin, conclude, options, run, told
 from slipstream.bench.timing import interleaved, ratio
 from slipstream.core.state import State
 from slipstream.ops.attention import window_attention
 from slipstream.ops.block_sparse import block_sparse
+from slipstream.ops.tape import record
 from slipstream.policies.policy import KVHeads, Reading, cache_policy, prefill_policy
 
 HEADS, HEAD_DIM, WINDOW, BLOCK, DENSITY = 8, 64, 512, 128, 0.1
@@ -82,7 +82,7 @@ def blocks(tokens: int) -> Tensor:
 
 
 def decoding(spec: str, tokens: int) -> Callable[[], object]:
-    """One token's attention behind a long context, with all that the policy does for it."""
+    """One token's attention behind a long context, with all that the policy does for it, recorded as models record steps."""
     policy, how = cache_policy(spec, KV), Reading(prefill_policy("dense"))
     q, k, v = lines(tokens + 1)
     state = State({n: torch.full((1, *s.after(tokens + 1)), s.start, dtype=s.dtype or torch.float32)
@@ -91,9 +91,10 @@ def decoding(spec: str, tokens: int) -> Callable[[], object]:
         piece = slice(i, min(i + 1024, tokens))
         _, slots = policy.prefill(q[:, piece], k[:, piece], v[:, piece], state, None, how)
         state = state.advance(piece.stop - piece.start, **slots)
-    last = slice(tokens, tokens + 1)
-    return lambda: policy.step(q[:, last], k[:, last], v[:, last], state, how)
+    new = [x[:, tokens:] for x in (q, k, v)]
+    _, tape = record(lambda: policy.step(*new, state, how), [*new, *state.slots.values(), state.length])
+    return tape.run
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -14,7 +14,6 @@ what it takes to read as many bytes.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slipstream as ss
-from slipstream.bench.bound import Ratio, begin, conclude, options, told
+from slipstream.bench.bound import Ratio, begin, conclude, options, run, told
 from slipstream.bench.machine import matmul_rate, read_rate
 from slipstream.bench.speed import STEPS, random_tokens, reading, writing
 from slipstream.bench.timing import Timing, interleaved, ratio
@@ -289,8 +288,11 @@ def llama(layers: int) -> nn.Module:
 
 
 def lfm2(layers: int) -> nn.Module:
-    sizes = {"hidden_size": D_MODEL, "intermediate_size": 3 * D_MODEL, "num_hidden_layers": layers or 14}
-    return built("Lfm2", config="Lfm2Config", num_attention_heads=HEADS, num_key_value_heads=4, **sizes)
+    """Two layers of short convolution to one of attention."""
+    kinds = ["full_attention" if i % 3 == 2 else "conv" for i in range(max(3, layers or 14))]
+    sizes = {"hidden_size": D_MODEL, "intermediate_size": 3 * D_MODEL, "num_hidden_layers": len(kinds)}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": 4}
+    return built("Lfm2", config="Lfm2Config", layer_types=kinds, **heads, **sizes)
 
 
 def recurrent_gemma(layers: int) -> nn.Module:
@@ -303,4 +305,4 @@ PEERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -20,6 +20,7 @@ from torch import Tensor
 from slipstream.core.state import Slot, State
 from slipstream.ops.attention import write_cache
 from slipstream.ops.chosen_attention import choose, gathered_tokens, tokens_of
+from slipstream.ops.page_bounds import page_bounds
 from slipstream.ops.valid import valid_mask
 from slipstream.policies.policy import CachePolicy, KVHeads, Reading, whole_number
 
@@ -50,7 +51,7 @@ class Quest(CachePolicy, name="quest"):
         kept, past = self._one_written(k, v, state), state.length[:, None]
         own, page = past // PAGE, torch.arange(kept["k_min"].shape[1], device=q.device)
         seen = (page <= own)[:, None, None]
-        bounds = _bounds(q, kept["k_min"], kept["k_max"]).masked_fill((page == own)[:, None], torch.inf)
+        bounds = page_bounds(q, kept["k_min"], kept["k_max"]).masked_fill((page == own)[:, None], torch.inf)
         chosen = choose(bounds[:, None], seen, self.pages + 1)
         return gathered_tokens(q, kept["k"], kept["v"], tokens_of(chosen, PAGE, past), how.softmax), kept
 
@@ -95,13 +96,3 @@ def _raised(
     page = (past[:, None] + torch.arange(k.shape[1], device=k.device)) // PAGE
     raised = raised.scatter_reduce(1, page[..., None, None].expand_as(k), k, "amax")
     return raised.masked_fill((first >= (past + count)[:, None])[..., None, None], 0)
-
-
-def _bounds(
-    q: Float[Tensor, "B 1 H K"], low: Float[Tensor, "B P G K"], high: Float[Tensor, "B P G K"]
-) -> Float[Tensor, "B G P"]:
-    """The larger of two products is that with the side which the query's sign points to."""
-    grouped = q[:, 0].unflatten(1, (low.shape[2], -1)).to(torch.promote_types(q.dtype, torch.float32))
-    up, down = (torch.einsum("bgrk,bpgk->bgrp", half, side.to(half.dtype)) for half, side in
-                ((grouped.clamp(min=0), high), (grouped.clamp(max=0), low)))  # fmt: skip
-    return (up + down).amax(2)
