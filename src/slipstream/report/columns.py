@@ -46,7 +46,6 @@ def columns(summary: Summary) -> list[Column]:
         *_prefill(summary),
         *_decode(summary),
         *_state(summary.state_context),
-        *_moved(summary.state_context),
     ]
     return [c for c in some if any(c.get(row) is not None for row in summary.rows)]
 
@@ -138,18 +137,6 @@ def _state(context: int | None) -> list[Column]:
         return []
     meaning = f"What the model keeps of one sequence after {context:,} tokens, in all layers; the weights come on top."
     return [Column(f"state {length(context)}", "bytes", meaning, True, 2, lambda row: row.state.get(context), _size)]
-
-
-def _moved(context: int | None) -> list[Column]:
-    if context is None:
-        return []
-    meaning = (
-        f"Bytes that writing the next token after {context:,} moves: the weights it uses, which are not those of experts it "
-        "did not choose, and what it remembers. Memory cannot give them faster, so no token can come sooner."
-    )
-    return [
-        Column(f"moved {length(context)}", "bytes/token", meaning, True, 7, lambda row: row.moved.get(context), _size)
-    ]
 
 
 def _size(m: Measure) -> str:

@@ -66,7 +66,8 @@ def render(summary: Summary) -> str:
             command=summary.setup.get("command"),
             settings=_settings(summary.setup),
             machine=_pairs(summary.setup.get("machine") or {}),
-            models=[_model(r) for r in summary.rows],
+            models=[_model(r, summary.state_context) for r in summary.rows],
+            moved_after=summary.state_context,
             cards={
                 card.name: card for row in summary.rows for card in cards_of(row.arch) if card.family != "feedforward"
             },
@@ -172,7 +173,7 @@ def _plain(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
-def _model(row: Row) -> dict[str, str]:
+def _model(row: Row, context: int | None) -> dict[str, str]:
     """One line of the table of models."""
     m = row.model
     cards = [card for card in cards_of(row.arch) if card.family != "feedforward"]
@@ -182,6 +183,7 @@ def _model(row: Row) -> dict[str, str]:
         "pattern": m.get("pattern") or "",
         "family": row.family,
         "params": _params(m),
+        "moved": bytes_in_words(row.moved[context].value) if context in row.moved else "",
         "shape": " × ".join(str(m[key]) for key in ("n_layers", "d_model") if m.get(key)),
         "d_ff": str(m.get("d_ff") or ""),
         "growth": row.growth,
