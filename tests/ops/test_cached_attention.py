@@ -80,3 +80,11 @@ def test_gradients_are_those_of_attention():
     expected = torch.autograd.grad((reference(q, k, v, ends) * weight).sum(), (q, k, v))
     for a, b in zip(grads, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_sinks_alone_may_learn():
+    q, k, v, ends = given(2)
+    sinks = torch.zeros(H, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(cached_attention(q, k, v, ends, Softmax(sinks=sinks)).sum(), sinks)
+    (expected,) = torch.autograd.grad(reference(q, k, v, ends, Softmax(sinks=sinks)).sum(), sinks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

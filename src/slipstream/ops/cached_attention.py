@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slipstream.ops.dispatch import operator
 from slipstream.ops.softmax import PLAIN, Softmax, read
+from slipstream.ops.valid import valid_mask
 
 
 @operator()
@@ -27,8 +28,7 @@ def cached_attention(
     if not torch.compiler.is_compiling():  # a captured graph must not ask what a number is, and reads all that there is
         filled = int(ends.max()) if len(ends) else 0
         k, v = k[:, :filled], v[:, :filled]
-    seen = torch.arange(k.shape[1], device=ends.device) < ends[:, None]
-    return read(q, k, v, seen[:, None, None], softmax)
+    return read(q, k, v, valid_mask(ends, k.shape[1])[:, None, None], softmax)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, softmax: Softmax = PLAIN) -> Float[Tensor, "B 1 H V"]:

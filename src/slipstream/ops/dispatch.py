@@ -108,9 +108,7 @@ def _run(op: str, torch_form: Callable[..., Any], args: tuple, kwargs: dict[str,
     if torch.compiler.is_compiling() or _torch_alone.get():  # no compiler sees into a kernel
         return torch_form(*args, **kwargs)
     first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-    needs_grad = torch.is_grad_enabled() and any(
-        isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())
-    )
+    needs_grad = torch.is_grad_enabled() and any(getattr(a, "requires_grad", False) for a in (*args, *kwargs.values()))
     backend = _backend(op, first.device.type, first.dtype, needs_grad)
     return (backend.run if backend else torch_form)(*args, **kwargs)
 

@@ -35,6 +35,11 @@ class Softmax:
         """Whether torch's own attention can do it."""
         return self.cap is None and self.sinks is None
 
+    @property
+    def requires_grad(self) -> bool:
+        """As of a tensor: whether the sinks learn."""
+        return self.sinks is not None and self.sinks.requires_grad
+
     def scale_of(self, width: int) -> float:
         """The scale of products of queries and keys so wide."""
         return width**-0.5 if self.scale is None else self.scale

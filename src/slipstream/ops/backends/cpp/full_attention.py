@@ -5,19 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slipstream.ops.attention import full_attention
-from slipstream.ops.backends.cpp.calls import offer, wants_gradient
+from slipstream.ops.backends.cpp.calls import offer
 from slipstream.ops.backends.cpp.range_attention import range_attention
-from slipstream.ops.dispatch import torch_forms
 from slipstream.ops.softmax import Softmax
 
 
 def run(
     q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, causal: bool, lengths: Tensor | None, softmax: Softmax
 ) -> Tensor:
-    if wants_gradient(softmax.sinks):
-        with torch_forms():
-            return full_attention(q, k, v, past, causal, lengths, softmax)
     if past is None and lengths is None and not causal:  # all keys, however many queries there are
         lengths = torch.full((len(q),), k.shape[1])
     return range_attention(q, k, v, past, softmax, causal=causal, lengths=lengths)

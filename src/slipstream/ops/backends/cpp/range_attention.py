@@ -22,7 +22,7 @@ def range_attention(
     """window 0: all keys. Whatever the keys beyond lengths hold, the tokens within them do not see."""
     (B, T, H, K), (S, G, V) = q.shape, v.shape[1:]
     q, k, v = (as_type(x if x.stride(3) == 1 else x.contiguous(), q.dtype) for x in (q, k, v))
-    sinks = None if softmax.sinks is None else as_type(softmax.sinks.detach(), q.dtype).contiguous()
+    sinks = None if softmax.sinks is None else as_type(softmax.sinks, q.dtype).contiguous()
     past, lengths = (None if x is None else as_type(x, torch.long).contiguous() for x in (past, lengths))
     o = q.new_empty(B, T, H, V)
     sizes = (B, T, S, H, G, K, V, window, causal, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
