@@ -20,15 +20,9 @@ class Lender(Mixer):
     true mixes them with its own. Who needs what another has runs only where it is handed that of its lender: a layer before
     it, of its class with the same settings.
 
-    forward, prefill and step are those of a mixer by itself. Subclasses write the three below, which take what is lent, or
-    None, and give what this layer lends.
+    forward, prefill and step are those of a mixer by itself. Subclasses write share_prefill, which takes what is lent, or
+    None, and gives what this layer lends; and of the others, which follow from it, those that they have a shorter way for.
     """
-
-    @abstractmethod
-    def share_fresh(
-        self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None
-    ) -> tuple[Float[Tensor, "B T D"], Lent]:
-        """Whole sequences."""
 
     @abstractmethod
     def share_prefill(
@@ -40,11 +34,24 @@ class Lender(Mixer):
     ) -> tuple[Float[Tensor, "B T D"], State, Lent]:
         """Prefill."""
 
-    @abstractmethod
     def share_step(
         self, x: Float[Tensor, "B 1 D"], state: State, lent: Lent | None = None
     ) -> tuple[Float[Tensor, "B 1 D"], State, Lent]:
         """Step."""
+        return self.share_prefill(x, state, lent)
+
+    def share_fresh(
+        self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Lent]:
+        """Whole sequences."""
+        y, _, own = self.share_prefill(x, self.init_state(x.shape[0]), lent, lengths)
+        return y, own
+
+    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
+        return self.share_prefill(x, state, None, lengths)[:2]
+
+    def step(self, x: Float[Tensor, "B 1 D"], state: State):
+        return self.share_step(x, state)[:2]
 
     def share(
         self, x: Float[Tensor, "B T D"], packed: Int[Tensor, "N"] | None = None, lent: list[Lent] | None = None

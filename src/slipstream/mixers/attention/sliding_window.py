@@ -57,13 +57,6 @@ class SlidingWindow(Lender, name="sliding_window", family="attention"):
     def slots(self) -> dict[str, Slot]:
         return recent_slots(self.qkv, self.window - 1) if self.config.own_kv else self.qkv.slots()
 
-    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        return self.share_prefill(x, state, None, lengths)[:2]
-
-    def share_fresh(self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None):
-        y, _, lent = self.share_prefill(x, self.init_state(x.shape[0]), lent, lengths)
-        return y, lent
-
     def share_prefill(
         self,
         x: Float[Tensor, "B T D"],
@@ -81,9 +74,6 @@ class SlidingWindow(Lender, name="sliding_window", family="attention"):
         o = window_attention(q, *lent, state.length, self.window, self._softmax())
         new = state.advance(x.shape[1] if lengths is None else lengths, **slots)
         return self.o_proj(joined(o, x, self.g_proj)), new, lent
-
-    def share_step(self, x: Float[Tensor, "B 1 D"], state: State, lent: Lent | None = None):
-        return self.share_prefill(x, state, lent)
 
     def reference(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         q, k, v = self.qkv.reference(x)

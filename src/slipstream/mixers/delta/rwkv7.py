@@ -88,16 +88,6 @@ class RWKV7(Lender, name="rwkv7", family="delta"):
     def slots(self) -> dict[str, Slot]:
         return {"S": Slot((self.n_heads, self.head_dim, self.head_dim)), "shift": shift_slot(self.config.d_model)}
 
-    def prefill(self, x: Float[Tensor, "B T D"], state: State, lengths: Int[Tensor, "B"] | None = None):
-        return self.share_prefill(x, state, None, lengths)[:2]
-
-    def step(self, x: Float[Tensor, "B 1 D"], state: State):
-        return self.share_step(x, state)[:2]
-
-    def share_fresh(self, x: Float[Tensor, "B T D"], lent: Lent | None = None, lengths: Int[Tensor, "B"] | None = None):
-        y, _, own = self.share_prefill(x, self.init_state(x.shape[0]), lent, lengths)
-        return y, own
-
     def share_prefill(
         self,
         x: Float[Tensor, "B T D"],
